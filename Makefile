@@ -1,0 +1,44 @@
+# Every target is a line or two that a person could type.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# The first interpreter that really starts and is new enough; override with PYTHON=...
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+BIN := .venv/bin
+STAMP := .venv/.installed
+DATA ?=
+ONCE ?=
+
+.PHONY: help install check test demo format clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 10
+
+install: $(STAMP)  ## make .venv and install everything into it
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "no Python >= 3.11 found: make PYTHON=/path/to/python3.11 install"; exit 1; }
+	@test -x $(BIN)/python || { echo "making .venv with $$($(PYTHON) --version)"; $(PYTHON) -m venv .venv; }
+	@echo "installing into .venv (torch and ONNX Runtime are large: a few minutes the first time)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[service,training,demo,dev]'
+	@touch $@
+
+check: $(STAMP)  ## lint, format, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p model_store -p service -p training
+	PYTHONPATH=. $(BIN)/lint-imports
+
+test: $(STAMP)  ## the whole test suite, no GPU and no network needed
+	$(BIN)/python -m pytest
+
+demo: $(STAMP)  ## train, publish, serve and report; DATA=DIR takes your log, ONCE=1 ends after the report
+	@$(BIN)/python deploy/demo.py --data "$(or $(DATA),none)" $(if $(ONCE),--once)
+
+format: $(STAMP)  ## rewrite the code in the house format
+	$(BIN)/ruff check --fix-only --exit-zero . && $(BIN)/ruff format .
+
+clean:  ## remove caches and run-time files, keep .venv
+	rm -rf var build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,41 @@
+"""The treaty between training and serving: history, layout, graphs and versions.
+
+Both halves import this package's surface; it imports neither of them.
+"""
+
+from model_store.errors import (
+    GoldenMismatchError,
+    GraphInvalidError,
+    HashMismatchError,
+    ManifestInvalidError,
+    ModelStoreError,
+    VersionNotFoundError,
+)
+from model_store.graphs import Golden, Model
+from model_store.history import Click, FloatArray, IntArray, pad_history, visible_history
+from model_store.manifest import GRAPHS, SCHEMA_VERSION, Layout, Manifest, graph_tensors
+from model_store.store import Draft, ModelStore, OpenVersion
+
+__all__ = [
+    "GRAPHS",
+    "SCHEMA_VERSION",
+    "Click",
+    "Draft",
+    "FloatArray",
+    "Golden",
+    "GoldenMismatchError",
+    "GraphInvalidError",
+    "HashMismatchError",
+    "IntArray",
+    "Layout",
+    "Manifest",
+    "ManifestInvalidError",
+    "Model",
+    "ModelStore",
+    "ModelStoreError",
+    "OpenVersion",
+    "VersionNotFoundError",
+    "graph_tensors",
+    "pad_history",
+    "visible_history",
+]

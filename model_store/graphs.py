@@ -1,0 +1,141 @@
+"""The one place where ONNX Runtime is spoken: three graphs opened as one model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime as ort
+
+from model_store.errors import GoldenMismatchError, GraphInvalidError
+from model_store.history import FloatArray, IntArray, pad_history
+from model_store.manifest import GRAPHS, Layout, Tensor, graph_tensors
+
+_DTYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """Inputs and the trainer's answers: G users, K candidates each.
+
+    Attributes:
+        lengths: [G] clicks of each user, 0 to the history length.
+        history_features: [sum of lengths, F], users one after another, oldest click first.
+        history_categories: [sum of lengths].
+        candidate_features: [G, K, F].
+        candidate_categories: [G, K].
+        logits: [G, K].
+    """
+
+    lengths: IntArray
+    history_features: FloatArray
+    history_categories: IntArray
+    candidate_features: FloatArray
+    candidate_categories: IntArray
+    logits: FloatArray
+
+
+class Model:
+    """Three graphs of one version, ready to answer. Safe to call from several threads.
+
+    Args:
+        graphs: ONNX bytes by graph name.
+        layout: the sizes the graphs must have.
+        providers: ONNX Runtime execution providers, in order of preference.
+
+    Raises:
+        GraphInvalidError: a graph does not load, or its tensors are not the layout's.
+    """
+
+    def __init__(
+        self,
+        graphs: Mapping[str, bytes],
+        layout: Layout,
+        *,
+        providers: Sequence[str] = ("CPUExecutionProvider",),
+    ) -> None:
+        self.layout = layout
+        self._sessions = {name: _session(name, graphs[name], providers) for name in GRAPHS}
+        for name, expected in graph_tensors(layout).items():
+            session = self._sessions[name]
+            _check_tensors(f"{name} inputs", session.get_inputs(), expected.inputs)
+            _check_tensors(f"{name} outputs", session.get_outputs(), expected.outputs)
+
+    def encode_videos(self, features: FloatArray, categories: IntArray) -> FloatArray:
+        """Turn videos into rows: features [N, F], categories [N] -> [N, R]."""
+        return self._run("video_encoder", features=features, category=categories)
+
+    def profiles(self, history_rows: FloatArray, history_lengths: IntArray) -> FloatArray:
+        """Profile users: padded rows [U, L, R], lengths [U] -> [U, B, P]."""
+        return self._run("user_profile", history_rows=history_rows, history_length=history_lengths)
+
+    def profile(self, rows: FloatArray) -> FloatArray:
+        """Profile one user from the rows of the history, oldest first: [n, R] -> [B, P]."""
+        padded = pad_history(rows, self.layout.history_length)
+        return self.profiles(padded[None], np.array([len(rows)], np.int64))[0]
+
+    def logits(self, profile: FloatArray, candidate_rows: FloatArray) -> FloatArray:
+        """Score candidates for one user: profile [B, P], rows [N, R] -> logits [N]."""
+        return self._run("score_head", user_profile=profile, candidate_rows=candidate_rows)
+
+    def probabilities(self, profile: FloatArray, candidate_rows: FloatArray) -> FloatArray:
+        """Score candidates for one user as click probabilities in (0, 1): [N]."""
+        logits = self.logits(profile, candidate_rows).astype(np.float64)
+        # 1 / (1 + exp(-x)) in a form that overflows for no x.
+        return np.exp(-np.logaddexp(0.0, -logits)).astype(np.float32)
+
+    def prove(self, golden: Golden, *, tolerance: float) -> float:
+        """Replay golden cases and return the largest deviation of a logit.
+
+        Raises:
+            GoldenMismatchError: it is above ``tolerance``, or not a number.
+        """
+        worst, start = 0.0, 0
+        for user, length in enumerate(golden.lengths.tolist()):
+            stop = start + length
+            rows = self.encode_videos(
+                golden.history_features[start:stop], golden.history_categories[start:stop]
+            )
+            candidates = self.encode_videos(
+                golden.candidate_features[user], golden.candidate_categories[user]
+            )
+            logits = self.logits(self.profile(rows), candidates)
+            deviation = float(np.max(np.abs(logits - golden.logits[user])))
+            # Written so that NaN fails, too.
+            if not deviation <= tolerance:
+                raise GoldenMismatchError(
+                    f"golden user {user} ({length} clicks): a logit is off by {deviation:.3g}, "
+                    f"allowed is {tolerance:.3g}; this device does not run the published model"
+                )
+            worst, start = max(worst, deviation), stop
+        return worst
+
+    def _run(self, name: str, **inputs: FloatArray | IntArray) -> FloatArray:
+        result: FloatArray = self._sessions[name].run(None, inputs)[0]
+        return result
+
+
+def _session(name: str, graph: bytes, providers: Sequence[str]) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    # One thread a session and many request threads: no gain from more at these sizes, and
+    # spinning burns a core between requests.
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(graph, options, providers=list(providers))
+    # ONNX Runtime's own exceptions share no base but Exception.
+    except Exception as exc:
+        raise GraphInvalidError(f"{name}.onnx cannot be loaded: {exc}") from exc
+
+
+def _check_tensors(what: str, actual: Sequence[ort.NodeArg], expected: Sequence[Tensor]) -> None:
+    found = [(t.name, t.type, [d if isinstance(d, int) else None for d in t.shape]) for t in actual]
+    wanted = [
+        (t.name, _DTYPES[t.dtype], [d if isinstance(d, int) else None for d in t.shape])
+        for t in expected
+    ]
+    if found != wanted:
+        raise GraphInvalidError(f"{what} are {found}, the manifest says {wanted}")

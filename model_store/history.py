@@ -1,0 +1,79 @@
+"""What a click is, which clicks a model may see, and how they become blocks.
+
+This is the one definition of history for both halves. The service's Redis script and
+the trainer's vectorised gather are held to :func:`visible_history` by tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Click:
+    """One click of one user.
+
+    Attributes:
+        clicked_at_ms: event time, milliseconds since the Unix epoch.
+        video_id: the clicked video.
+    """
+
+    clicked_at_ms: int
+    video_id: str
+
+    def order(self) -> tuple[int, bytes]:
+        """Sort key of histories: event time, ties by the id's UTF-8 bytes."""
+        return self.clicked_at_ms, self.video_id.encode()
+
+
+def visible_history(
+    clicks: Iterable[Click], *, before_ms: int | None = None, length: int = 160
+) -> list[Click]:
+    """Return the history that a model may see, oldest click first.
+
+    The newest ``length`` distinct clicks strictly before ``before_ms``; clicks with the same
+    video and time collapse; ties in time are ordered by video id. Deterministic.
+
+    Args:
+        clicks: any order, duplicates allowed.
+        before_ms: clicks at or after this moment are invisible; ``None`` sees all.
+        length: how many clicks at most, at least 0.
+
+    Raises:
+        ValueError: ``length`` is negative.
+    """
+    if length < 0:
+        raise ValueError(f"history length is {length}, it must be at least 0")
+    seen = {c for c in clicks if before_ms is None or c.clicked_at_ms < before_ms}
+    ordered = sorted(seen, key=Click.order)
+    return ordered[max(0, len(ordered) - length) :]
+
+
+def pad_history(rows: FloatArray, history_length: int) -> FloatArray:
+    """Pad one user's rows with zeros at the end, so that blocks fill oldest first.
+
+    Args:
+        rows: [n, R], oldest first, n at most ``history_length``.
+        history_length: clicks in all blocks together.
+
+    Returns:
+        [history_length, R].
+
+    Raises:
+        ValueError: more rows than ``history_length``.
+    """
+    count, width = rows.shape
+    if count > history_length:
+        raise ValueError(
+            f"{count} clicks given, the model sees {history_length}: cut with visible_history first"
+        )
+    padded = np.zeros((history_length, width), np.float32)
+    padded[:count] = rows
+    return padded

@@ -1,0 +1,168 @@
+"""``python -m training VERB``: parses, wires and prints; no logic of its own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from model_store import ModelStore, ModelStoreError
+from training.config import PRESETS, load_config
+from training.errors import TrainingError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; 0 when done, 1 when refused, with the reason on stderr."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        parsed.verb(parsed)
+    except (TrainingError, ModelStoreError) as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on after the last finished epoch", file=sys.stderr)
+        return 130
+    return 0
+
+
+def fit_verb(options: argparse.Namespace) -> None:
+    """Train on a log."""
+    # Imports inside the verbs: --help and promote should not wait for torch.
+    from training.fit import fit  # noqa: PLC0415
+    from training.interactions import load_click_log  # noqa: PLC0415
+
+    top = {} if options.seed is None else {"seed": options.seed}
+    config = load_config(options.preset, overrides=options.config, top=top)
+    log = load_click_log(options.data)
+    print(f"{len(log.train):,} training impressions, {len(log.train_features):,} videos")
+    progress = fit(config, log, options.out)
+    print(f"best epoch {progress.best_epoch}: validation gAUC {progress.best_auc:.4f}")
+
+
+def evaluate_verb(options: argparse.Namespace) -> None:
+    """Score a test file and write evaluation.json and evaluation_logits.npy to the run."""
+    import numpy as np  # noqa: PLC0415
+
+    from training.evaluate import measure, score, test_examples  # noqa: PLC0415
+    from training.fit import load_run  # noqa: PLC0415
+    from training.interactions import load_click_log  # noqa: PLC0415
+
+    config, network = load_run(options.run)
+    log = load_click_log(options.data, test_file=options.test_file)
+    if log.test is None:
+        raise TrainingError(f"{options.data} has no test_data.csv: name one with --test-file")
+    logits = score(network, test_examples(config, log, log.test))
+    measured = measure(log.test, logits)
+    np.save(options.run / "evaluation_logits.npy", logits)
+    (options.run / "evaluation.json").write_text(json.dumps(measured, indent=2) + "\n")
+    for name, value in measured.items():
+        print(f"{name:18s} {value:,.4f}" if value < 2 else f"{name:18s} {value:,.0f}")  # noqa: PLR2004  shares against counts
+
+
+def export_verb(options: argparse.Namespace) -> None:
+    """Publish a trained network; the version is the last line printed."""
+    from training.export import publish  # noqa: PLC0415
+    from training.fit import load_run  # noqa: PLC0415
+
+    config, network = load_run(options.run)
+    evaluation = options.run / "evaluation.json"
+    metrics = json.loads(evaluation.read_text()) if evaluation.exists() else {}
+    provenance = {"config": config.model_dump(mode="json")}
+    print(publish(network, ModelStore(options.store), metrics=metrics, provenance=provenance))
+
+
+def import_verb(options: argparse.Namespace) -> None:
+    """Publish the authors' released weights, or others of the same variables."""
+    from training.checkpoint import network_from_arrays, read_checkpoint  # noqa: PLC0415
+    from training.export import publish  # noqa: PLC0415
+
+    network = network_from_arrays(
+        read_checkpoint(options.checkpoint),
+        num_blocks=options.blocks,
+        block_size=options.block_size,
+    )
+    provenance = {"checkpoint": Path(options.checkpoint).name}
+    print(publish(network, ModelStore(options.store), provenance=provenance))
+
+
+def promote_verb(options: argparse.Namespace) -> None:
+    """Make a version current."""
+    ModelStore(options.store).promote(options.version)
+    print(f"{options.version} is current in {options.store}")
+
+
+def synthesize_verb(options: argparse.Namespace) -> None:
+    """Write a synthetic world's click log."""
+    from training.synthetic import synthesize  # noqa: PLC0415
+
+    report = synthesize(
+        options.out,
+        users=options.users,
+        videos=options.videos,
+        interactions=options.interactions,
+        seed=options.seed,
+    )
+    print(
+        f"{report.train_rows:,} training and {report.test_rows:,} test impressions in "
+        f"{options.out}, {report.click_share:.1%} clicked"
+    )
+    print(f"best possible per-user AUC of the test file: {report.oracle_auc:.4f}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training",
+        description="From a raw click log to a published THACIL version.",
+    )
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    fit = verbs.add_parser("fit", help="train on a click log")
+    fit.add_argument("--data", type=Path, required=True, help="directory in MicroVideo-1.7M layout")
+    fit.add_argument("--preset", choices=PRESETS, default="modern")
+    fit.add_argument("--config", type=Path, help="TOML file of departures from the preset")
+    fit.add_argument("--seed", type=int, help="overrides the configuration's")
+    fit.add_argument("--out", type=Path, required=True, help="run directory; resumes if begun")
+    fit.set_defaults(verb=fit_verb)
+
+    evaluate = verbs.add_parser("evaluate", help="score a test file with a trained run")
+    evaluate.add_argument("--run", type=Path, required=True)
+    evaluate.add_argument("--data", type=Path, required=True)
+    evaluate.add_argument("--test-file", help="another CSV, of the test videos; a path or a name in DATA")
+    evaluate.set_defaults(verb=evaluate_verb)
+
+    export = verbs.add_parser("export", help="publish a trained run as a version")
+    export.add_argument("--run", type=Path, required=True)
+    export.add_argument("--store", type=Path, required=True)
+    export.set_defaults(verb=export_verb)
+
+    promote = verbs.add_parser("promote", help="make a version the current one")
+    promote.add_argument("version")
+    promote.add_argument("--store", type=Path, required=True)
+    promote.set_defaults(verb=promote_verb)
+    _add_sources(verbs)
+    return parser
+
+
+def _add_sources(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    synthesize = verbs.add_parser("synthesize", help="write a synthetic world's click log")
+    synthesize.add_argument("--users", type=int, default=600)
+    synthesize.add_argument("--videos", type=int, default=6000)
+    synthesize.add_argument("--interactions", type=int, default=150_000)
+    synthesize.add_argument("--seed", type=int, default=7)
+    synthesize.add_argument("--out", type=Path, required=True)
+    synthesize.set_defaults(verb=synthesize_verb)
+
+    imported = verbs.add_parser(
+        "import-checkpoint", help="publish a TensorFlow checkpoint of the reference code"
+    )
+    imported.add_argument("--checkpoint", required=True, help="path without .index or .data-...")
+    imported.add_argument("--store", type=Path, required=True)
+    imported.add_argument("--blocks", type=int, default=8, help="temporal blocks (8)")
+    imported.add_argument("--block-size", type=int, default=20, help="clicks per block (20)")
+    imported.set_defaults(verb=import_verb)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

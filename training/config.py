@@ -1,0 +1,128 @@
+"""What a run can be told, read from TOML: unknown keys refused, all faults reported at once."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from training.errors import ConfigError
+
+PRESETS = ("modern", "paper")
+
+_Positive = Annotated[int, Field(ge=1)]
+_Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NetworkConfig(_Section):
+    """Sizes of THACIL and its regularisation inside the graph."""
+
+    item_dim: _Positive = 64
+    category_dim: _Positive = 64
+    num_heads: _Positive = 8
+    num_blocks: _Positive = 8
+    block_size: _Positive = 20
+    hidden_dim: _Positive = 128
+    dropout: _Share = 0.0
+    """After every projection, attention scores and the logit included (the reference's way)."""
+    hidden_dropout: _Share = 0.0
+    """On the hidden layer of the head only."""
+    init: Literal["plain", "reference"] = "plain"
+    """``reference``: Glorot for every kernel and, as there, for gain and bias of the norm."""
+
+
+class DataConfig(_Section):
+    """Which impressions are learnt from, and what their histories hold."""
+
+    history: Literal["causal", "paper"] = "causal"
+    """``causal``: newest clicks strictly before the impression, what serving sees. ``paper``: all
+    training clicks of the user, the target and later ones included, a random subset of longer."""
+    negatives_per_positive: Annotated[float, Field(gt=0)] | None = None
+    """Negatives drawn anew each epoch per user's positive; all when not given."""
+    validation_item_share: _Share = 0.1
+    """Share of the training videos held out: validation is on videos never trained on."""
+    validation_time_share: Annotated[float, Field(gt=0, lt=1)] = 0.3
+    """Only the last share of the log validates, as a model is used after it was trained."""
+
+
+class OptimConfig(_Section):
+    """How the weights move."""
+
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    coupled: bool = False
+    """L2 inside the gradient, as the reference has it (it kills attention units), not decoupled."""
+    batch_size: _Positive = 512
+    """Impressions per step."""
+    max_epochs: _Positive = 20
+    patience: Annotated[int, Field(ge=0)] = 1
+    """Epochs without a better validation AUC before the run stops."""
+    schedule: Literal["linear", "halve_on_plateau"] = "linear"
+    """``linear``: down to a hundredth over max_epochs. ``halve_on_plateau``: the reference's."""
+    clip_norm: Annotated[float, Field(gt=0)] = 5.0
+
+
+class RunConfig(_Section):
+    """Everything that decides a run, besides the data."""
+
+    preset: str
+    seed: Annotated[int, Field(ge=0)] = 1
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads; 0 leaves the choice to PyTorch."""
+    network: NetworkConfig = NetworkConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+
+
+def load_config(
+    preset: str, *, overrides: Path | None = None, top: Mapping[str, JsonValue] | None = None
+) -> RunConfig:
+    """Read a preset, then a TOML file of departures from it, then single values from the CLI.
+
+    Raises:
+        ConfigError: unknown preset, unreadable TOML, unknown keys or impossible values.
+    """
+    if preset not in PRESETS:
+        raise ConfigError(f"preset {preset!r} does not exist, there are {', '.join(PRESETS)}")
+    text = resources.files("training.presets").joinpath(f"{preset}.toml").read_text()
+    merged: dict[str, object] = {"preset": preset, **tomllib.loads(text)}
+    if overrides is not None:
+        merged = _merge(merged, _read_toml(overrides))
+    return parse_config(_merge(merged, dict(top or {})), source=str(overrides or preset))
+
+
+def parse_config(values: Mapping[str, object], *, source: str) -> RunConfig:
+    """Validate a whole configuration.
+
+    Raises:
+        ConfigError: with every fault, one a line.
+    """
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as exc:
+        faults = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors()]
+        raise ConfigError("\n".join([f"{source}: {len(faults)} fault(s)", *faults])) from exc
+
+
+def _read_toml(path: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError) as exc:
+        raise ConfigError(f"{path} cannot be read as TOML: {exc}") from exc
+
+
+def _merge(base: Mapping[str, object], over: Mapping[str, object]) -> dict[str, object]:
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        both = isinstance(below, dict) and isinstance(value, dict)
+        merged[key] = _merge(below, value) if both else value  # type: ignore[arg-type]
+    return merged

@@ -1,0 +1,20 @@
+"""Everything that the trainer can refuse.
+
+    TrainingError
+    +-- DataError      a log, a feature file or a checkpoint that cannot be used
+    +-- ConfigError    unknown keys or impossible values, all faults at once
+"""
+
+from __future__ import annotations
+
+
+class TrainingError(Exception):
+    """Root of all errors that the trainer raises for its user to mend."""
+
+
+class DataError(TrainingError):
+    """Input files that cannot be used; the message names file, place and reason."""
+
+
+class ConfigError(TrainingError):
+    """A configuration that cannot be used; the message lists every fault."""

@@ -1,0 +1,181 @@
+"""A trained network to a published version: three graphs, proved on golden cases."""
+
+from __future__ import annotations
+
+import io
+import logging
+import platform
+import warnings
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+
+import numpy as np
+import onnx
+import torch
+from pydantic import JsonValue
+from torch import nn
+
+from model_store import Draft, Golden, Layout, ModelStore, graph_tensors
+from training.models.thacil import ScoreHead, Thacil, ThacilShape, UserProfile, VideoEncoder
+
+OPSET = 20
+_GOLDEN_CANDIDATES = 7
+
+
+def layout_of(shape: ThacilShape) -> Layout:
+    """Return the sizes of the graphs that a network of this shape exports to."""
+    width = shape.embedding_dim
+    return Layout(
+        feature_dim=shape.feature_dim,
+        num_categories=shape.num_categories,
+        num_blocks=shape.num_blocks,
+        block_size=shape.block_size,
+        row_dim=2 * width + shape.hidden_dim,
+        profile_dim=1 + 2 * width,
+    )
+
+
+def publish(
+    network: Thacil,
+    store: ModelStore,
+    *,
+    model_name: str = "thacil",
+    metrics: Mapping[str, float] | None = None,
+    provenance: Mapping[str, JsonValue] | None = None,
+) -> str:
+    """Export a network, prove the graphs on golden cases and publish them; the version's name.
+
+    Raises:
+        ModelStoreError: a graph is not what the layout says, or its answers are not the network's.
+    """
+    network.eval()
+    versions: dict[str, JsonValue] = {
+        "torch": torch.__version__,
+        "onnx": onnx.__version__,
+        "python": platform.python_version(),
+        "opset": OPSET,
+    }
+    draft = Draft(
+        model_name=model_name,
+        layout=layout_of(network.shape),
+        graphs=export_graphs(network),
+        golden=golden_cases(network),
+        metrics=metrics or {},
+        provenance={**versions, **(provenance or {})},
+    )
+    return store.publish(draft)
+
+
+def export_graphs(network: Thacil) -> dict[str, bytes]:
+    """Export the three graphs: ONNX bytes by name, without a trace of local paths."""
+    layout = layout_of(network.shape)
+    modules: dict[str, nn.Module] = {
+        "video_encoder": VideoEncoder(network),
+        "user_profile": UserProfile(network),
+        "score_head": ScoreHead(network),
+    }
+    graphs = {}
+    for name, tensors in graph_tensors(layout).items():
+        # 3 for every dynamic size: exporters like to specialise on 0 and 1.
+        inputs = tuple(_example(t.dtype, [d if isinstance(d, int) else 3 for d in t.shape])
+                       for t in tensors.inputs)
+        dynamic = {
+            t.name: {axis: d for axis, d in enumerate(t.shape) if isinstance(d, str)}
+            for t in tensors.inputs
+        }
+        graphs[name] = _export(modules[name].eval(), inputs, dynamic, [t.name for t in tensors.outputs])
+    return graphs
+
+
+def golden_cases(network: Thacil, *, seed: int = 0) -> Golden:
+    """Make cases and the network's own answers to them.
+
+    Histories: no click, one, a part-filled block, exactly one block, one more than that, exactly
+    full, and more than full (of which the newest count). One candidate of each user is of an
+    unknown category, and so is one click.
+    """
+    shape, rng = network.shape, np.random.default_rng(seed)
+    size, full = shape.block_size, shape.history_length
+    clicked = np.array([0, 1, max(1, size // 2), size, min(size + 1, full), full, full + 3])
+    lengths = np.minimum(clicked, full)
+    scale = 1.0 / np.sqrt(shape.feature_dim)
+
+    def videos(*sizes: int) -> tuple[np.ndarray, np.ndarray]:
+        features = rng.normal(scale=scale * 3, size=(*sizes, shape.feature_dim))
+        return features.astype(np.float32), rng.integers(0, shape.num_categories, sizes)
+
+    histories = [videos(int(n)) for n in clicked]
+    histories = [(f[-n:] if n else f, c[-n:] if n else c)
+                 for (f, c), n in zip(histories, lengths.tolist(), strict=True)]
+    histories[1][1][0] = shape.num_categories
+    features, categories = videos(len(clicked), _GOLDEN_CANDIDATES)
+    categories[:, 0] = shape.num_categories + 5
+    logits = [_answers(network, h, (features[g], categories[g])) for g, h in enumerate(histories)]
+    return Golden(
+        lengths=lengths.astype(np.int64),
+        history_features=np.concatenate([h[0] for h in histories]),
+        history_categories=np.concatenate([h[1] for h in histories]),
+        candidate_features=features,
+        candidate_categories=categories,
+        logits=np.stack(logits),
+    )
+
+
+def _answers(
+    network: Thacil,
+    history: tuple[np.ndarray, np.ndarray],
+    candidates: tuple[np.ndarray, np.ndarray],
+) -> np.ndarray:
+    """Score by the network as it is trained, not by the exported parts."""
+    shape, length = network.shape, len(history[0])
+    with torch.inference_mode():
+        clicks = torch.zeros(1, shape.history_length, shape.embedding_dim)
+        clicks[0, :length] = network.embed(*map(torch.from_numpy, history))
+        embedded = network.embed(*map(torch.from_numpy, candidates))
+        user = torch.zeros(len(embedded), dtype=torch.int64)
+        logits: np.ndarray = network(clicks, torch.tensor([length]), user, embedded).numpy()
+    return logits
+
+
+def _example(dtype: str, shape: list[int]) -> torch.Tensor:
+    return torch.ones(shape, dtype=torch.int64 if dtype == "int64" else torch.float32)
+
+
+def _export(
+    module: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    dynamic: dict[str, dict[int, str]],
+    outputs: list[str],
+) -> bytes:
+    # The exporter talks at length on stdout and warns of things that are of its own making.
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            module,
+            inputs,
+            dynamo=True,
+            input_names=list(dynamic),
+            output_names=outputs,
+            dynamic_shapes=dynamic,
+            opset_version=OPSET,
+            external_data=False,
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned no program")
+    return strip_paths(program.model_proto).SerializeToString()
+
+
+def strip_paths(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Remove what the exporter notes about local source files."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer,
+                 *graph.value_info):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    for function in model.functions:
+        for part in (function, *function.node):
+            part.ClearField("metadata_props")
+            part.ClearField("doc_string")
+    return model

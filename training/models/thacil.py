@@ -1,0 +1,313 @@
+"""THACIL: temporal hierarchical attention at category and item level.
+
+Chen et al., ACM MM 2018; equation numbers in comments are the paper's.
+
+U users  N videos or impressions  L history length = B blocks x S clicks
+F content feature  C categories  D = Df + Dc embedding  H heads  K = D / H  E hidden units
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from training.layers import AdditiveAttention, masked_softmax
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ThacilShape:
+    """Sizes of the network; the defaults are the paper's (section 4.3).
+
+    Attributes:
+        feature_dim: F, width of a content feature; read from the data.
+        num_categories: C; category C, and any outside 0..C-1, is unknown: a zero embedding.
+        item_dim: Df, width of the projected content feature.
+        category_dim: Dc, width of a category embedding.
+        num_heads: H; must divide Df + Dc.
+        num_blocks: B, temporal blocks.
+        block_size: S, clicks per block.
+        hidden_dim: E, width of the feed-forward layer.
+    """
+
+    feature_dim: int
+    num_categories: int
+    item_dim: int = 64
+    category_dim: int = 64
+    num_heads: int = 8
+    num_blocks: int = 8
+    block_size: int = 20
+    hidden_dim: int = 128
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that cannot be built."""
+        if self.embedding_dim % self.num_heads:
+            raise ValueError(
+                f"num_heads ({self.num_heads}) must divide item_dim + category_dim "
+                f"({self.embedding_dim})"
+            )
+
+    @property
+    def embedding_dim(self) -> int:
+        """D, width of an embedded video."""
+        return self.item_dim + self.category_dim
+
+    @property
+    def history_length(self) -> int:
+        """L, clicks that the network sees at most."""
+        return self.num_blocks * self.block_size
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What the network keeps of users.
+
+    Attributes:
+        blocks: u, [U, B, D].
+        valid: [U, B], true where a block holds at least one click.
+    """
+
+    blocks: Tensor
+    valid: Tensor
+
+
+class ForwardSelfAttention(nn.Module):
+    """Forward multi-head self-attention between blocks (eqs. 6 to 8).
+
+    Differs from the paper, as the reference does: W_p and b_p are shared by the heads, and the
+    activation is 5 tanh(x / 5). A block without a valid predecessor (the first one) takes the
+    plain mean over all B blocks, itself and later ones included.
+    """
+
+    def __init__(self, embedding_dim: int, *, num_heads: int, num_blocks: int, dropout: float):
+        super().__init__()
+        self.num_heads, self.num_blocks = num_heads, num_blocks
+        head_dim = embedding_dim // num_heads
+        self.query = nn.Linear(embedding_dim, embedding_dim, bias=False)
+        self.key = nn.Linear(embedding_dim, embedding_dim, bias=False)
+        self.value = nn.Linear(embedding_dim, embedding_dim, bias=False)
+        self.bias = nn.Parameter(torch.zeros(head_dim))
+        self.score = nn.Linear(head_dim, head_dim, bias=False)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, local_UBD: Tensor, valid_UB: Tensor) -> Tensor:
+        """Summarise what came before each block: [U, B', D], valid [U, B'] -> [U, B', D].
+
+        B' may be less than B when the blocks left out hold no click.
+        """
+        query_UBHK = self._heads(self.query, local_UBD)
+        key_UBHK = self._heads(self.key, local_UBD)
+        value_UBHK = self._heads(self.value, local_UBD)
+        # Row i attends with its key to the query of column j: a renaming of eq. 6.
+        pair_UIJHK = key_UBHK[:, :, None] + query_UBHK[:, None, :] + self.bias
+        scores_UIJHK = self.drop(self.score(5.0 * torch.tanh(pair_UIJHK / 5.0)))
+        blocks = local_UBD.shape[1]
+        earlier_IJ = torch.ones(
+            blocks, blocks, dtype=torch.bool, device=local_UBD.device
+        ).tril(-1)  # eq. 7
+        mask_UIJ = earlier_IJ & valid_UB[:, None, :]
+        weights = masked_softmax(scores_UIJHK, mask_UIJ[..., None, None], dim=2)
+        has_earlier_UI = mask_UIJ.any(dim=2)[:, :, None, None, None]
+        # 1/B, not 1/B': blocks that were left out count as zero vectors, as in the reference.
+        weights = torch.where(has_earlier_UI, weights, 1.0 / self.num_blocks)
+        # A padded block's value is zero already; masked all the same, to be safe by itself.
+        weights = weights * valid_UB[:, None, :, None, None]
+        return (weights * value_UBHK[:, None]).sum(dim=2).flatten(-2)
+
+    def _heads(self, projection: nn.Linear, local_UBD: Tensor) -> Tensor:
+        projected: Tensor = self.drop(projection(local_UBD))
+        return projected.unflatten(-1, (self.num_heads, -1))
+
+
+class Thacil(nn.Module):
+    """The whole network, in the parts that serving runs at different times.
+
+    Args:
+        shape: sizes.
+        dropout: after every projection of attention and head, the final logit included, as the
+            reference does; 0 leaves only ``hidden_dropout``.
+        hidden_dropout: on the hidden layer of the feed-forward part.
+    """
+
+    def __init__(
+        self, shape: ThacilShape, *, dropout: float = 0.0, hidden_dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.shape = shape
+        self.item_projection = nn.Linear(shape.feature_dim, shape.item_dim, bias=False)
+        # Row C is the unknown category and padding: zero, and never trained.
+        self.category_embedding = nn.Embedding(
+            shape.num_categories + 1, shape.category_dim, padding_idx=shape.num_categories
+        )
+        self.category_attention = AdditiveAttention(
+            shape.category_dim, shape.item_dim, dropout=dropout
+        )
+        self.item_attention = AdditiveAttention(shape.item_dim, shape.category_dim, dropout=dropout)
+        self.self_attention = ForwardSelfAttention(
+            shape.embedding_dim,
+            num_heads=shape.num_heads,
+            num_blocks=shape.num_blocks,
+            dropout=dropout,
+        )
+        self.norm = nn.LayerNorm(shape.embedding_dim, eps=1e-8)
+        self.target_attention = AdditiveAttention(
+            shape.embedding_dim, shape.embedding_dim, dropout=dropout
+        )
+        self.hidden = nn.Linear(2 * shape.embedding_dim, shape.hidden_dim)
+        self.output = nn.Linear(shape.hidden_dim, 1)
+        self.drop = nn.Dropout(dropout)
+        self.hidden_drop = nn.Dropout(max(dropout, hidden_dropout))
+
+    def embed(self, features: Tensor, categories: Tensor) -> Tensor:
+        """Embed videos (eqs. 1 and 2): features [..., F], categories [...] -> [..., D].
+
+        Any category outside 0..C-1 is unknown.
+        """
+        unknown = self.shape.num_categories
+        known = (categories >= 0) & (categories < unknown)
+        embedded: Tensor = self.category_embedding(categories.masked_fill(~known, unknown))
+        return torch.cat([self.item_projection(features), embedded], dim=-1)
+
+    def local(self, clicks_MSD: Tensor, mask_MS: Tensor) -> Tensor:
+        """Summarise blocks by attention over their own clicks (eqs. 3 to 5).
+
+        Args:
+            clicks_MSD: embedded clicks of M blocks, oldest first, padded at the end with zeros.
+            mask_MS: true where a click exists.
+
+        Returns:
+            l, [M, D]; zeros for a block without clicks.
+        """
+        item, category = clicks_MSD.split([self.shape.item_dim, self.shape.category_dim], dim=-1)
+        mask = mask_MS[..., None]
+        category_weights = masked_softmax(self.category_attention(category, item), mask, dim=-2)
+        item_weights = masked_softmax(self.item_attention(item, category), mask, dim=-2)
+        return torch.cat(
+            [(item_weights * item).sum(dim=-2), (category_weights * category).sum(dim=-2)], dim=-1
+        )
+
+    def profile(self, clicks_ULD: Tensor, lengths_U: Tensor) -> Profile:
+        """Profile users from their embedded histories (section 3.2).
+
+        Args:
+            clicks_ULD: oldest first, padded at the end with zeros; L a multiple of the block size,
+                at most B x S.
+            lengths_U: clicks of each user, 0 to L.
+        """
+        clicks_UBSD = clicks_ULD.unflatten(1, (-1, self.shape.block_size))
+        mask_UBS = self._mask(clicks_ULD, lengths_U).unflatten(1, (-1, self.shape.block_size))
+        return self.fuse(self.local(clicks_UBSD, mask_UBS), mask_UBS.any(dim=-1))
+
+    def profile_skipping_empty(self, clicks_ULD: Tensor, lengths_U: Tensor) -> Profile:
+        """The same as :meth:`profile`, computing only blocks that hold a click.
+
+        For training and evaluation, where most histories are short; its shapes depend on the
+        data, so it cannot be exported.
+        """
+        size = self.shape.block_size
+        valid_UB = self._mask(clicks_ULD, lengths_U)[:, ::size]
+        clicks_MSD = clicks_ULD.unflatten(1, (-1, size))[valid_UB]
+        mask_MS = self._mask(clicks_ULD, lengths_U).unflatten(1, (-1, size))[valid_UB]
+        local_UBD = clicks_ULD.new_zeros(*valid_UB.shape, self.shape.embedding_dim)
+        local_UBD[valid_UB] = self.local(clicks_MSD, mask_MS)
+        return self.fuse(local_UBD, valid_UB)
+
+    def fuse(self, local_UBD: Tensor, valid_UB: Tensor) -> Profile:
+        """Add what came before to each block, and normalise: u = LN(l + g)."""
+        return Profile(self.norm(local_UBD + self.self_attention(local_UBD, valid_UB)), valid_UB)
+
+    def target(self, profile: Profile, candidates_ND: Tensor) -> Tensor:
+        """Weigh the blocks by one candidate per profile (eq. 9): N profiles -> [N, D]."""
+        scores = self.target_attention(profile.blocks, candidates_ND[:, None])
+        weights = masked_softmax(scores, profile.valid[..., None], dim=1)
+        return (weights * profile.blocks).sum(dim=1)
+
+    def head(self, user_ND: Tensor, candidates_ND: Tensor) -> Tensor:
+        """Feed-forward part (section 3.3): logits [N]."""
+        hidden = torch.relu(self.hidden(torch.cat([user_ND, candidates_ND], dim=-1)))
+        logit: Tensor = self.drop(self.output(self.hidden_drop(hidden)))
+        return logit.squeeze(-1)
+
+    def forward(
+        self, clicks_ULD: Tensor, lengths_U: Tensor, user_N: Tensor, candidates_ND: Tensor
+    ) -> Tensor:
+        """Score impressions; a user's profile is computed once for all of them.
+
+        Args:
+            clicks_ULD: embedded histories, padded.
+            lengths_U: their lengths.
+            user_N: for each impression, the row of its user in ``clicks_ULD``.
+            candidates_ND: embedded candidates.
+
+        Returns:
+            Logits [N].
+        """
+        profile = self.profile_skipping_empty(clicks_ULD, lengths_U)
+        # index_select, not fancy indexing: its backward pass is the faster one on CPUs.
+        chosen = Profile(
+            profile.blocks.index_select(0, user_N), profile.valid.index_select(0, user_N)
+        )
+        return self.head(self.target(chosen, candidates_ND), candidates_ND)
+
+    @staticmethod
+    def _mask(clicks_ULD: Tensor, lengths_U: Tensor) -> Tensor:
+        positions = torch.arange(clicks_ULD.shape[1], device=clicks_ULD.device)
+        return positions[None] < lengths_U[:, None]
+
+
+class VideoEncoder(nn.Module):
+    """The graph that runs once per video: everything that depends on the video alone.
+
+    A row is [x | W4 x + b3 | the video's half of the first feed-forward layer + its bias].
+    """
+
+    def __init__(self, network: Thacil) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, features: Tensor, category: Tensor) -> Tensor:
+        """features [N, F], category [N] -> rows [N, R]."""
+        net = self.network
+        x = net.embed(features, category)
+        _, item_half = net.hidden.weight.split(net.shape.embedding_dim, dim=1)
+        attention = net.target_attention.query(x) + net.target_attention.value.bias
+        return torch.cat([x, attention, functional.linear(x, item_half, net.hidden.bias)], dim=-1)
+
+
+class UserProfile(nn.Module):
+    """The graph that runs after a click. A block is [1 if it holds a click | W3 u | u]."""
+
+    def __init__(self, network: Thacil) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, history_rows: Tensor, history_length: Tensor) -> Tensor:
+        """history_rows [U, L, R], history_length [U] -> profiles [U, B, P]."""
+        net = self.network
+        profile = net.profile(history_rows[..., : net.shape.embedding_dim], history_length)
+        attention = functional.linear(profile.blocks, net.target_attention.value.weight)
+        valid = profile.valid.to(history_rows.dtype)[..., None]
+        return torch.cat([valid, attention, profile.blocks], dim=-1)
+
+
+class ScoreHead(nn.Module):
+    """The graph that runs per request: what depends on user and candidate together."""
+
+    def __init__(self, network: Thacil) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, user_profile: Tensor, candidate_rows: Tensor) -> Tensor:
+        """user_profile [B, P], candidate_rows [N, R] -> logits [N]."""
+        net, width = self.network, self.network.shape.embedding_dim
+        valid_B1, key_BD, block_BD = user_profile.split([1, width, width], dim=1)
+        _, query_ND, item_NE = candidate_rows.split([width, width, net.shape.hidden_dim], dim=1)
+        hidden_NBD = torch.relu(key_BD[None] + query_ND[:, None])
+        scores_NBD = net.target_attention.score(hidden_NBD)
+        weights = masked_softmax(scores_NBD, (valid_B1 > 0.5)[None], dim=1)
+        user_ND = (weights * block_BD[None]).sum(dim=1)
+        user_half, _ = net.hidden.weight.split(width, dim=1)
+        logit: Tensor = net.output(torch.relu(functional.linear(user_ND, user_half) + item_NE))
+        return logit.squeeze(-1)
