@@ -300,7 +300,8 @@ def oracle_lines(data: Path, auc: float) -> list[tuple[str, str]]:
     path = data / "world.json"
     if not path.is_file():
         return []
-    oracle = float(json.loads(path.read_text())["oracle_user_auc"])
+    world = json.loads(path.read_text())
+    oracle = float(world.get("oracle_user_auc") or world["oracle_auc"])
     closed = (auc - 0.5) / (oracle - 0.5)
     return [
         ("AUC per user, oracle", f"{oracle:.4f}"),

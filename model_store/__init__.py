@@ -11,7 +11,7 @@ from model_store.errors import (
     ModelStoreError,
     VersionNotFoundError,
 )
-from model_store.graphs import Golden, Model
+from model_store.graphs import Golden, Model, click_probabilities
 from model_store.history import Click, FloatArray, IntArray, pad_history, visible_history
 from model_store.manifest import GRAPHS, SCHEMA_VERSION, Layout, Manifest, graph_tensors
 from model_store.store import Draft, ModelStore, OpenVersion
@@ -35,6 +35,7 @@ __all__ = [
     "ModelStoreError",
     "OpenVersion",
     "VersionNotFoundError",
+    "click_probabilities",
     "graph_tensors",
     "pad_history",
     "visible_history",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime as ort
 
 from model_store.errors import GoldenMismatchError, GraphInvalidError
@@ -34,6 +35,12 @@ class Golden:
     candidate_features: FloatArray
     candidate_categories: IntArray
     logits: FloatArray
+
+
+def click_probabilities(logits: FloatArray) -> npt.NDArray[np.float64]:
+    """Turn logits into probabilities in [0, 1], in double precision so that order survives."""
+    # By tanh, which does not overflow however large the logit.
+    return 0.5 * (1.0 + np.tanh(0.5 * logits.astype(np.float64)))
 
 
 class Model:
@@ -78,12 +85,6 @@ class Model:
     def logits(self, profile: FloatArray, candidate_rows: FloatArray) -> FloatArray:
         """Score candidates for one user: profile [B, P], rows [N, R] -> logits [N]."""
         return self._run("score_head", user_profile=profile, candidate_rows=candidate_rows)
-
-    def probabilities(self, profile: FloatArray, candidate_rows: FloatArray) -> FloatArray:
-        """Score candidates for one user as click probabilities in (0, 1): [N]."""
-        logits = self.logits(profile, candidate_rows).astype(np.float64)
-        # 1 / (1 + exp(-x)) in a form that overflows for no x.
-        return np.exp(-np.logaddexp(0.0, -logits)).astype(np.float32)
 
     def prove(self, golden: Golden, *, tolerance: float) -> float:
         """Replay golden cases and return the largest deviation of a logit.

@@ -1,0 +1,1 @@
+"""The online half: clicks in, ranked candidates out, over HTTP."""

@@ -1,0 +1,1 @@
+"""From raw click logs to a published version; meets serving only in ``model_store``."""

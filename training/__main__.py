@@ -22,7 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {exc}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on after the last finished epoch", file=sys.stderr)
+        print(
+            "interrupted; the same command goes on after the last finished epoch", file=sys.stderr
+        )
         return 130
     return 0
 
@@ -129,7 +131,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = verbs.add_parser("evaluate", help="score a test file with a trained run")
     evaluate.add_argument("--run", type=Path, required=True)
     evaluate.add_argument("--data", type=Path, required=True)
-    evaluate.add_argument("--test-file", help="another CSV, of the test videos; a path or a name in DATA")
+    evaluate.add_argument(
+        "--test-file", help="another CSV, of the test videos; a path or a name in DATA"
+    )
     evaluate.set_defaults(verb=evaluate_verb)
 
     export = verbs.add_parser("export", help="publish a trained run as a version")
@@ -145,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_sources(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_sources(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     synthesize = verbs.add_parser("synthesize", help="write a synthetic world's click log")
     synthesize.add_argument("--users", type=int, default=600)
     synthesize.add_argument("--videos", type=int, default=6000)

@@ -1,8 +1,8 @@
 """Everything that the trainer can refuse.
 
-    TrainingError
-    +-- DataError      a log, a feature file or a checkpoint that cannot be used
-    +-- ConfigError    unknown keys or impossible values, all faults at once
+TrainingError
++-- DataError      a log, a feature file or a checkpoint that cannot be used
++-- ConfigError    unknown keys or impossible values, all faults at once
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from model_store.history import FloatArray
+from model_store import FloatArray
 from training.config import RunConfig
+from training.errors import DataError
 from training.examples import Batch, Examples, VideoTable
 from training.interactions import ClickHistories, ClickLog, Impressions
 from training.metrics import evaluate_scores
@@ -51,7 +52,13 @@ def score(network: Thacil, examples: Examples) -> FloatArray:
 
 
 def test_examples(config: RunConfig, log: ClickLog, impressions: Impressions) -> Examples:
-    """Impressions of the test videos, with the clicks on training videos as history."""
+    """Impressions of the test videos, with the clicks on training videos as history.
+
+    Raises:
+        DataError: the log holds no features of test videos.
+    """
+    if log.test_features is None:
+        raise DataError("the log has no test_cover_image_feature.npy: nothing to score")
     shape = config.network
     return Examples(
         impressions,

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model_store.history import FloatArray, IntArray
+from model_store import FloatArray, IntArray
 from training.interactions import ClickHistories, Impressions
 
 

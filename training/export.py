@@ -77,13 +77,17 @@ def export_graphs(network: Thacil) -> dict[str, bytes]:
     graphs = {}
     for name, tensors in graph_tensors(layout).items():
         # 3 for every dynamic size: exporters like to specialise on 0 and 1.
-        inputs = tuple(_example(t.dtype, [d if isinstance(d, int) else 3 for d in t.shape])
-                       for t in tensors.inputs)
+        inputs = tuple(
+            _example(t.dtype, [d if isinstance(d, int) else 3 for d in t.shape])
+            for t in tensors.inputs
+        )
         dynamic = {
             t.name: {axis: d for axis, d in enumerate(t.shape) if isinstance(d, str)}
             for t in tensors.inputs
         }
-        graphs[name] = _export(modules[name].eval(), inputs, dynamic, [t.name for t in tensors.outputs])
+        graphs[name] = _export(
+            modules[name].eval(), inputs, dynamic, [t.name for t in tensors.outputs]
+        )
     return graphs
 
 
@@ -105,8 +109,10 @@ def golden_cases(network: Thacil, *, seed: int = 0) -> Golden:
         return features.astype(np.float32), rng.integers(0, shape.num_categories, sizes)
 
     histories = [videos(int(n)) for n in clicked]
-    histories = [(f[-n:] if n else f, c[-n:] if n else c)
-                 for (f, c), n in zip(histories, lengths.tolist(), strict=True)]
+    histories = [
+        (f[-n:] if n else f, c[-n:] if n else c)
+        for (f, c), n in zip(histories, lengths.tolist(), strict=True)
+    ]
     histories[1][1][0] = shape.num_categories
     features, categories = videos(len(clicked), _GOLDEN_CANDIDATES)
     categories[:, 0] = shape.num_categories + 5
@@ -170,8 +176,15 @@ def _export(
 def strip_paths(model: onnx.ModelProto) -> onnx.ModelProto:
     """Remove what the exporter notes about local source files."""
     graph = model.graph
-    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer,
-                 *graph.value_info):
+    for part in (
+        model,
+        graph,
+        *graph.node,
+        *graph.input,
+        *graph.output,
+        *graph.initializer,
+        *graph.value_info,
+    ):
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
     for function in model.functions:

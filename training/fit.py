@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +36,9 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-def split_validation(config: RunConfig, impressions: Impressions) -> tuple[Impressions, Impressions]:
+def split_validation(
+    config: RunConfig, impressions: Impressions
+) -> tuple[Impressions, Impressions]:
     """Split a training log into what is learnt from and what validates.
 
     Validation is on videos that are never trained on, in the last part of the log's time: the
@@ -81,9 +82,7 @@ class Run:
         torch.set_rng_state(state["rng"])
         return Progress(**state["progress"])
 
-    def save(
-        self, network: Thacil, optimizer: torch.optim.Optimizer, progress: Progress
-    ) -> None:
+    def save(self, network: Thacil, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
         """Write an epoch's state; a reader sees the old one or the new one, whole."""
         names = Progress.__slots__
         state = {
@@ -226,18 +225,14 @@ def _train(
     network.train()
     total, rows = 0.0, 0
     steps = examples.steps(optim.batch_size)
-    batches = examples.shuffled(
-        optim.batch_size, rng, negatives=config.data.negatives_per_positive
-    )
+    batches = examples.shuffled(optim.batch_size, rng, negatives=config.data.negatives_per_positive)
     shown = tqdm(batches, desc=f"epoch {epoch}", total=steps, mininterval=2, leave=False)
     for step, batch in enumerate(shown):
         if optim.schedule == "linear":
             done = (epoch - 1 + step / steps) / optim.max_epochs
             for group in optimizer.param_groups:
                 group["lr"] = optim.learning_rate * max(_LOWEST_SHARE, 1 - done)
-        loss = nn.functional.binary_cross_entropy_with_logits(
-            forward(network, batch), batch.labels
-        )
+        loss = nn.functional.binary_cross_entropy_with_logits(forward(network, batch), batch.labels)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), optim.clip_norm)
@@ -249,14 +244,17 @@ def _train(
 def _optimizer(network: Thacil, config: RunConfig) -> torch.optim.Optimizer:
     optim = config.optim
     if not optim.coupled:
-        groups = [
-            {"params": [p for p in network.parameters() if p.dim() > 1]},
-            {"params": [p for p in network.parameters() if p.dim() <= 1], "weight_decay": 0.0},
+        kernels = [p for p in network.parameters() if p.dim() > 1]
+        vectors = [p for p in network.parameters() if p.dim() <= 1]
+        groups: list[dict[str, Any]] = [
+            {"params": kernels},
+            {"params": vectors, "weight_decay": 0.0},
         ]
         return torch.optim.AdamW(groups, lr=optim.learning_rate, weight_decay=optim.weight_decay)
     decay = optim.weight_decay
-    item, rest = [network.item_projection.weight], []
-    free = []
+    item = [network.item_projection.weight]
+    rest: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
         if name != "item_projection.weight":
             (rest if parameter.dim() > 1 else free).append(parameter)
@@ -296,10 +294,4 @@ def _rate(optimizer: torch.optim.Optimizer) -> float:
 def _save(path: Path, state: object) -> None:
     staged = path.with_suffix(".tmp")
     torch.save(state, staged)
-    os.replace(staged, path)
-
-
-def parameters(network: Thacil) -> Iterator[tuple[str, int]]:
-    """Yield the size of every parameter, for reports."""
-    for name, parameter in network.named_parameters():
-        yield name, parameter.numel()
+    staged.replace(path)

@@ -81,7 +81,9 @@ class ForwardSelfAttention(nn.Module):
     plain mean over all B blocks, itself and later ones included.
     """
 
-    def __init__(self, embedding_dim: int, *, num_heads: int, num_blocks: int, dropout: float):
+    def __init__(
+        self, embedding_dim: int, *, num_heads: int, num_blocks: int, dropout: float
+    ) -> None:
         super().__init__()
         self.num_heads, self.num_blocks = num_heads, num_blocks
         head_dim = embedding_dim // num_heads
@@ -104,9 +106,9 @@ class ForwardSelfAttention(nn.Module):
         pair_UIJHK = key_UBHK[:, :, None] + query_UBHK[:, None, :] + self.bias
         scores_UIJHK = self.drop(self.score(5.0 * torch.tanh(pair_UIJHK / 5.0)))
         blocks = local_UBD.shape[1]
-        earlier_IJ = torch.ones(
-            blocks, blocks, dtype=torch.bool, device=local_UBD.device
-        ).tril(-1)  # eq. 7
+        earlier_IJ = torch.ones(blocks, blocks, dtype=torch.bool, device=local_UBD.device).tril(
+            -1
+        )  # eq. 7
         mask_UIJ = earlier_IJ & valid_UB[:, None, :]
         weights = masked_softmax(scores_UIJHK, mask_UIJ[..., None, None], dim=2)
         has_earlier_UI = mask_UIJ.any(dim=2)[:, :, None, None, None]
@@ -268,7 +270,7 @@ class VideoEncoder(nn.Module):
         self.network = network
 
     def forward(self, features: Tensor, category: Tensor) -> Tensor:
-        """features [N, F], category [N] -> rows [N, R]."""
+        """Encode videos: features [N, F], category [N] -> rows [N, R]."""
         net = self.network
         x = net.embed(features, category)
         _, item_half = net.hidden.weight.split(net.shape.embedding_dim, dim=1)
@@ -284,7 +286,7 @@ class UserProfile(nn.Module):
         self.network = network
 
     def forward(self, history_rows: Tensor, history_length: Tensor) -> Tensor:
-        """history_rows [U, L, R], history_length [U] -> profiles [U, B, P]."""
+        """Profile users: history_rows [U, L, R], history_length [U] -> profiles [U, B, P]."""
         net = self.network
         profile = net.profile(history_rows[..., : net.shape.embedding_dim], history_length)
         attention = functional.linear(profile.blocks, net.target_attention.value.weight)
@@ -300,13 +302,13 @@ class ScoreHead(nn.Module):
         self.network = network
 
     def forward(self, user_profile: Tensor, candidate_rows: Tensor) -> Tensor:
-        """user_profile [B, P], candidate_rows [N, R] -> logits [N]."""
+        """Score for one user: user_profile [B, P], candidate_rows [N, R] -> logits [N]."""
         net, width = self.network, self.network.shape.embedding_dim
         valid_B1, key_BD, block_BD = user_profile.split([1, width, width], dim=1)
         _, query_ND, item_NE = candidate_rows.split([width, width, net.shape.hidden_dim], dim=1)
         hidden_NBD = torch.relu(key_BD[None] + query_ND[:, None])
         scores_NBD = net.target_attention.score(hidden_NBD)
-        weights = masked_softmax(scores_NBD, (valid_B1 > 0.5)[None], dim=1)
+        weights = masked_softmax(scores_NBD, (valid_B1 > 0)[None], dim=1)
         user_ND = (weights * block_BD[None]).sum(dim=1)
         user_half, _ = net.hidden.weight.split(width, dim=1)
         logit: Tensor = net.output(torch.relu(functional.linear(user_ND, user_half) + item_NE))

@@ -1,0 +1,110 @@
+"""The command line: ``python -m service --model-store DIR``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import uvicorn
+from pydantic import ValidationError
+
+from model_store import ModelStore, ModelStoreError
+from service.embedded_redis import EmbeddedRedisError, embedded_redis
+from service.logs import configure_logs
+from service.settings import Settings
+
+# No import here may lead to prometheus_client: it decides about several workers at import,
+# and the variable that it looks at is set below.
+
+_FACTORY = "service.app:create_app_from_env"
+_DRAIN_SECONDS = 10
+
+_log = logging.getLogger("service")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the service until a signal ends it; return the exit status."""
+    for name, value in _parse(arguments).items():
+        os.environ[f"CTR_{name.upper()}"] = value
+    try:
+        settings = Settings()  # type: ignore[call-arg]  # from the environment
+    except ValidationError as exc:
+        for fault in exc.errors():
+            flag = "--" + "-".join(map(str, fault["loc"])).replace("_", "-")
+            print(f"service: {flag}: {fault['msg']}", file=sys.stderr)  # noqa: T201
+        return 2
+    configure_logs(settings.log_level)
+    if not settings.wait_for_model:
+        try:
+            ModelStore(settings.model_store).open()
+        except (ModelStoreError, OSError) as exc:
+            _log.error("no usable model version: %s (--wait-for-model waits for one)", exc)
+            return 1
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        _serve(settings)
+    except EmbeddedRedisError as exc:
+        _log.error("%s", exc)
+        return 1
+    return 0
+
+
+def _serve(settings: Settings) -> None:
+    with ExitStack() as stack:
+        if settings.redis_url is None:
+            os.environ["CTR_REDIS_URL"] = stack.enter_context(embedded_redis(settings.data_dir))
+        if settings.workers > 1:
+            settings.data_dir.mkdir(parents=True, exist_ok=True)
+            directory = tempfile.TemporaryDirectory(
+                prefix="metrics-", dir=settings.data_dir.absolute(), ignore_cleanup_errors=True
+            )
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = stack.enter_context(directory)
+        uvicorn.run(
+            _FACTORY,
+            factory=True,
+            host=settings.host,
+            port=settings.port,
+            workers=settings.workers,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=_DRAIN_SECONDS,
+        )
+
+
+def _parse(arguments: Sequence[str] | None) -> dict[str, str]:
+    parser = argparse.ArgumentParser(
+        prog="python -m service",
+        description="Rank micro-videos by the probability of a click.",
+        epilog="Each flag is also an environment variable: --data-dir is CTR_DATA_DIR.",
+        argument_default=argparse.SUPPRESS,
+    )
+    parser.add_argument("--model-store", metavar="DIR", help="published model versions")
+    parser.add_argument("--redis-url", metavar="URL", help="default: an embedded Redis")
+    parser.add_argument("--host", help="default: 127.0.0.1")
+    parser.add_argument("--port", help="default: 8000")
+    parser.add_argument("--workers", metavar="N", help="processes that answer, default: 1")
+    parser.add_argument(
+        "--wait-for-model", action="store_const", const="true", help="start without a version"
+    )
+    parser.add_argument("--data-dir", metavar="DIR", type=Path, help="default: var")
+    parser.add_argument("--log-level", metavar="LEVEL", help="debug, info, warning or error")
+    return {name: str(value) for name, value in vars(parser.parse_args(arguments)).items()}
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+    # uvicorn raises the signal again once it has drained; Redis must still be stopped then.
+    raise SystemExit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

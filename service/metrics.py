@@ -1,0 +1,75 @@
+"""What the dashboards show, for Prometheus; one process or several."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+    multiprocess,
+)
+
+CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
+_MULTIPROCESS: Final = "PROMETHEUS_MULTIPROC_DIR"
+
+_SECONDS: Final = (
+    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01),
+    *(0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
+)
+
+REQUESTS: Final = Counter("ctr_requests_total", "Answers by route and status.", ["route", "status"])
+STAGES: Final = Histogram("ctr_stage_seconds", "Seconds by stage.", ["stage"], buckets=_SECONDS)
+CANDIDATES: Final = Counter("ctr_candidates_total", "Candidates asked for.")
+EVENTS: Final = Counter("ctr_events_total", "Events by verdict.", ["verdict"])
+PROFILES: Final = Counter(
+    "ctr_profile_cache_total", "Profiles by where they came from.", ["outcome"]
+)
+MODEL_FAILURES: Final = Counter(
+    "ctr_model_failures_total", "Promoted versions that could not be opened."
+)
+_MODEL_INFO: Final = Gauge(
+    "ctr_model_info",
+    "1 for the version that answers.",
+    ["name", "version"],
+    multiprocess_mode="livemax",
+)
+
+
+def show_model(name: str, version: str, *, serving: bool) -> None:
+    """Say whether a version answers."""
+    _MODEL_INFO.labels(name, version).set(float(serving))
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Measure one stage of a request."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        STAGES.labels(name).observe(time.perf_counter() - start)
+
+
+def exposition() -> bytes:
+    """Write all metrics, of all workers, in Prometheus' text format."""
+    if _MULTIPROCESS not in os.environ:
+        return generate_latest(REGISTRY)
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)
+
+
+def forget_process() -> None:
+    """Take this process out of the gauges of several workers."""
+    if _MULTIPROCESS in os.environ:
+        multiprocess.mark_process_dead(os.getpid())  # type: ignore[no-untyped-call]

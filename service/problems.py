@@ -1,0 +1,51 @@
+"""One error form everywhere: RFC 9457 problem details, with a closed set of types."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from fastapi import Request
+from fastapi.responses import JSONResponse
+
+_TYPES = {
+    400: "malformed",
+    404: "not-found",
+    405: "method-not-allowed",
+    413: "too-large",
+    422: "invalid",
+    500: "internal",
+    503: "unavailable",
+}
+
+
+class ProblemError(Exception):
+    """An answer that is an error.
+
+    Args:
+        status: HTTP status.
+        detail: names the value, the limit and the way out.
+        errors: faults by field, where there are several.
+    """
+
+    def __init__(
+        self, status: int, detail: str, *, errors: list[dict[str, str]] | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.detail, self.errors = status, detail, errors
+
+
+def problem_response(request: Request, problem: ProblemError) -> JSONResponse:
+    """Render a problem."""
+    body: dict[str, object] = {
+        "type": f"urn:ctr:problem:{_TYPES.get(problem.status, 'http')}",
+        "title": HTTPStatus(problem.status).phrase,
+        "status": problem.status,
+        "detail": problem.detail,
+        "request_id": getattr(request.state, "request_id", None),
+    }
+    if problem.errors:
+        body["errors"] = problem.errors
+    headers = {"Retry-After": "1"} if problem.status == HTTPStatus.SERVICE_UNAVAILABLE else None
+    return JSONResponse(
+        body, problem.status, headers=headers, media_type="application/problem+json"
+    )

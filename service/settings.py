@@ -1,0 +1,60 @@
+"""What an operator can set: flags of the command line, or variables with the prefix CTR_."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_Count = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseSettings):
+    """Frozen; made once per process.
+
+    Attributes:
+        model_store: directory of published versions.
+        redis_url: where state lives; ``None`` starts an embedded Redis.
+        host: address to listen on.
+        port: port to listen on.
+        workers: processes that answer.
+        wait_for_model: start without a usable version, not ready until there is one.
+        data_dir: files of the embedded Redis and of the metrics of several workers.
+        log_level: least level that is logged.
+        max_body_bytes: longest request body.
+        max_videos: videos per call.
+        max_events: events per call.
+        max_candidates: candidates per call.
+        future_tolerance_seconds: how far an event's time may be ahead of this clock.
+        redis_timeout_seconds: how long one answer of Redis may take.
+        model_poll_seconds: how often the promoted version is looked up.
+        cached_rows: encoded videos kept per process.
+        profile_queue: users waiting for a background profile, more are dropped.
+        threads: threads for model runs per process.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="CTR_", frozen=True, extra="ignore", protected_namespaces=()
+    )
+
+    model_store: Path
+    redis_url: str | None = None
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    workers: _Count = 1
+    wait_for_model: bool = False
+    data_dir: Path = Path("var")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    max_body_bytes: _Count = 64 * 1024 * 1024
+    max_videos: _Count = 1_000
+    max_events: _Count = 10_000
+    max_candidates: _Count = 5_000
+    future_tolerance_seconds: Annotated[float, Field(ge=0)] = 60.0
+    redis_timeout_seconds: Annotated[float, Field(gt=0)] = 5.0
+    model_poll_seconds: Annotated[float, Field(gt=0)] = 1.0
+    cached_rows: _Count = 50_000
+    profile_queue: _Count = 10_000
+    threads: _Count = min(4, os.cpu_count() or 1)

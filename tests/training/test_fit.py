@@ -1,0 +1,217 @@
+"""The training loop on a small synthetic world: it learns, stops, resumes and refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model_store import Click, visible_history
+from training.__main__ import main
+from training.config import RunConfig, load_config
+from training.errors import ConfigError
+from training.evaluate import forward, measure, score, test_examples
+from training.examples import Examples
+from training.fit import fit, load_run, split_validation
+from training.interactions import ClickLog, load_click_log
+from training.synthetic import synthesize
+
+TINY = """
+threads = 1
+[network]
+item_dim = 8
+category_dim = 8
+num_heads = 2
+num_blocks = 4
+block_size = 5
+hidden_dim = 16
+[data]
+validation_item_share = 0.2
+[optim]
+batch_size = 64
+max_epochs = 2
+patience = 5
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("world")
+    synthesize(out, users=60, videos=400, interactions=6000, seed=1, categories=8, feature_dim=12)
+    return out
+
+
+@pytest.fixture(scope="module")
+def log(world: Path) -> ClickLog:
+    return load_click_log(world)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> RunConfig:
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY)
+    return load_config("modern", overrides=path)
+
+
+def test_training_learns(config: RunConfig, log: ClickLog, tmp_path: Path) -> None:
+    """The loss falls from epoch to epoch, and what was learnt is in the run directory."""
+    progress = fit(config, log, tmp_path / "run")
+
+    losses = [entry["train_loss"] for entry in progress.history]
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert losses[-1] < losses[0]
+    assert [json.loads(line)["train_loss"] for line in lines] == losses
+    assert load_run(tmp_path / "run")[0] == config
+
+
+def test_a_resumed_run_ends_with_the_same_weights(
+    config: RunConfig, log: ClickLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was cut after an epoch and resumed equals one that was not, to the bit."""
+    fit(config, log, tmp_path / "whole")
+    real = torch.save
+
+    def cut(state: object, path: Path) -> None:
+        real(state, path)
+        if "checkpoint" in path.name:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", cut)
+    with pytest.raises(KeyboardInterrupt):
+        fit(config, log, tmp_path / "cut")
+    # Cut between writing and renaming: that epoch is lost and done again.
+    monkeypatch.setattr(torch, "save", real)
+    fit(config, log, tmp_path / "cut")
+
+    whole, cut_and_resumed = (load_run(tmp_path / name)[1] for name in ("whole", "cut"))
+    for (name, a), b in zip(whole.named_parameters(), cut_and_resumed.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_a_run_directory_keeps_one_configuration(
+    config: RunConfig, log: ClickLog, tmp_path: Path
+) -> None:
+    """Another configuration in the same directory is refused, not mixed in."""
+    fit(config, log, tmp_path)
+
+    with pytest.raises(ConfigError, match="another configuration"):
+        fit(config.model_copy(update={"seed": 2}), log, tmp_path)
+
+
+def test_validation_is_on_unseen_videos_later_in_time(config: RunConfig, log: ClickLog) -> None:
+    """No validation video is trained on; validation lies in the last part of the log."""
+    learns, validates = split_validation(config, log.train)
+
+    assert not set(learns.item_ids.tolist()) & set(validates.item_ids.tolist())
+    assert validates.timestamps_ms.min() >= np.quantile(log.train.timestamps_ms, 0.69)
+
+
+def _examples(config: RunConfig, log: ClickLog) -> Examples:
+    assert log.test is not None
+    return test_examples(config, log, log.test)
+
+
+def test_batches_hold_the_visible_history(config: RunConfig, log: ClickLog) -> None:
+    """What a batch gives as history is what the treaty's visible_history gives."""
+    assert log.test is not None
+    assert log.test_features is not None
+    clicks: dict[int, list[Click]] = {}
+    train = log.train
+    for row in np.flatnonzero(train.labels == 1):
+        clicks.setdefault(int(train.user_ids[row]), []).append(
+            Click(int(train.timestamps_ms[row]), str(train.item_ids[row]))
+        )
+    checked = 0
+    for batch in _examples(config, log).sequential(100):
+        for n, row in enumerate(batch.rows[:20].tolist()):
+            user = int(batch.user[n])
+            length = int(batch.lengths[user])
+            expected = visible_history(
+                clicks.get(int(log.test.user_ids[row]), []),
+                before_ms=int(log.test.timestamps_ms[row]),
+                length=20,
+            )
+            seen = batch.features[batch.history[user, :length]].numpy()
+            wanted = log.train_features[[int(c.video_id) for c in expected]]
+            np.testing.assert_array_equal(seen, wanted)
+            np.testing.assert_array_equal(
+                batch.features[batch.candidate[n]], log.test_features[log.test.item_ids[row]]
+            )
+            checked += 1
+
+    assert checked > 100
+
+
+def test_shuffled_batches_hold_every_impression_once(config: RunConfig, log: ClickLog) -> None:
+    """An epoch is a permutation, up to the incomplete last batch."""
+    examples = _examples(config, log)
+
+    batches = list(examples.shuffled(64, np.random.default_rng(0)))
+    rows = np.concatenate([batch.rows for batch in batches])
+
+    assert len(rows) == len(np.unique(rows)) == len(examples) // 64 * 64
+
+
+def test_sampled_negatives_keep_their_ratio(config: RunConfig, log: ClickLog) -> None:
+    """With one negative a click, clicks and others balance, and every epoch draws anew."""
+    examples = _examples(config, log)
+    drawn = [
+        np.concatenate(
+            [b.rows for b in examples.shuffled(1, np.random.default_rng(s), negatives=1)]
+        )
+        for s in (0, 1)
+    ]
+
+    share = examples.impressions.labels[drawn[0]].mean()
+    assert 0.45 < share < 0.6
+    assert set(drawn[0].tolist()) != set(drawn[1].tolist())
+
+
+def test_batch_size_does_not_change_a_score(
+    config: RunConfig, log: ClickLog, tmp_path: Path
+) -> None:
+    """Scores do not depend on the company they are computed in."""
+    fit(config, log, tmp_path)
+    network = load_run(tmp_path)[1]
+    examples = _examples(config, log)
+    together = score(network, examples)
+    alone = np.empty_like(together)
+    with torch.inference_mode():
+        for batch in examples.sequential(17):
+            alone[batch.rows] = forward(network, batch).numpy()
+
+    np.testing.assert_allclose(alone, together, atol=2e-6)
+
+
+def test_the_verbs_lead_from_a_log_to_a_promoted_version(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """fit, evaluate, export and promote, as a user types them."""
+    toml, run, store = tmp_path / "tiny.toml", tmp_path / "run", tmp_path / "store"
+    toml.write_text(TINY)
+    data = ["--data", str(world)]
+
+    assert main(["fit", *data, "--config", str(toml), "--out", str(run)]) == 0
+    assert main(["evaluate", *data, "--run", str(run)]) == 0
+    assert main(["export", "--run", str(run), "--store", str(store)]) == 0
+    version = capsys.readouterr().out.splitlines()[-1]
+    assert main(["promote", version, "--store", str(store)]) == 0
+
+    log = load_click_log(world)
+    assert log.test is not None
+    config, network = load_run(run)
+    measured = measure(log.test, score(network, test_examples(config, log, log.test)))
+    assert json.loads((run / "evaluation.json").read_text()) == pytest.approx(measured)
+    assert (store / "CURRENT").read_text().strip() == version
+
+
+def test_a_refusal_is_one_line_on_stderr(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A missing run is an error message with the way out, no traceback."""
+    assert main(["export", "--run", str(tmp_path / "none"), "--store", str(tmp_path)]) == 1
+
+    assert "python -m training fit" in capsys.readouterr().err
