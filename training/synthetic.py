@@ -26,7 +26,7 @@ _TEST_SHARE = 0.2
 _TEST_VIDEO_SHARE = 0.25
 # Of a user's impressions this share is near an interest, as a feed would choose them.
 _EXPLOIT_SHARE = 0.5
-_BIAS, _CATEGORY_GAIN, _VISUAL_GAIN = -3.0, 3.0, 5.0
+_BIAS, _CATEGORY_GAIN, _VISUAL_GAIN = -3.0, 3.5, 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ class _Interests:
         self.category = rng.integers(0, categories, shape)
         self._from = _unit(rng.normal(size=(*shape, feature_dim)))
         self._to = _unit(self._from + 0.8 * _unit(rng.normal(size=(*shape, feature_dim))))
-        self._phase, self._speed = rng.random(shape), rng.uniform(0.1, 0.5, shape)
+        self._phase, self._speed = rng.random(shape), rng.uniform(0.05, 0.3, shape)
         count = rng.integers(3, _MAX_INTERESTS + 1, users)
         self._alive = np.arange(_MAX_INTERESTS) < count[:, None]
 
