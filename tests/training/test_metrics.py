@@ -1,0 +1,74 @@
+"""Metrics against brute force."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.metrics import auc, log_loss, mean_auc, user_auc, weighted_auc
+
+rows = st.lists(
+    st.tuples(st.integers(0, 4), st.booleans(), st.integers(-3, 3)), min_size=1, max_size=60
+)
+
+
+def _brute(rows: list[tuple[int, bool, int]], *, tie: float) -> dict[int, tuple[float, int]]:
+    """Every user's AUC by comparing each pair, with the user's impressions."""
+    result = {}
+    for user in {u for u, _, _ in rows}:
+        positive = [s for u, c, s in rows if u == user and c]
+        negative = [s for u, c, s in rows if u == user and not c]
+        if positive and negative:
+            wins = sum(1.0 if p > n else tie if p == n else 0.0 for p in positive for n in negative)
+            pairs = len(positive) * len(negative)
+            result[user] = (wins / pairs, len(positive) + len(negative))
+    return result
+
+
+@given(rows, st.booleans())
+def test_user_auc_is_the_share_of_ordered_pairs(
+    rows: list[tuple[int, bool, int]], strict: bool
+) -> None:
+    """Per user, plain mean and weighted mean are what comparing every pair gives."""
+    users = np.array([u for u, _, _ in rows])
+    labels = np.array([c for _, c, _ in rows], np.float32)
+    scores = np.array([s for _, _, s in rows], np.float32)
+    expected = _brute(rows, tie=0.0 if strict else 0.5)
+
+    each = user_auc(users, labels, scores, strict=strict)
+
+    assert each.users.tolist() == sorted(expected)
+    np.testing.assert_allclose(each.auc, [expected[u][0] for u in sorted(expected)])
+    assert each.impressions.tolist() == [expected[u][1] for u in sorted(expected)]
+    if expected and not strict:
+        values, weights = zip(*expected.values(), strict=True)
+        assert mean_auc(users, labels, scores) == pytest.approx(np.mean(values))
+        assert weighted_auc(users, labels, scores) == pytest.approx(
+            np.average(values, weights=weights)
+        )
+
+
+def test_users_of_one_class_have_no_auc() -> None:
+    """Nobody with both classes: not a number, rather than a made-up half."""
+    assert math.isnan(mean_auc(np.array([1, 2]), np.array([1.0, 0.0]), np.array([1.0, 2.0])))
+
+
+def test_auc_over_all_rows_ignores_users() -> None:
+    """One clicked row above one of two others: half the pairs."""
+    assert auc(np.array([1.0, 0.0, 0.0]), np.array([2.0, 1.0, 3.0])) == 0.5
+
+
+def test_log_loss_of_logits() -> None:
+    """A logit of zero costs ln 2; a certain and right one nothing, without overflow."""
+    assert log_loss(np.array([1.0, 0.0]), np.array([0.0, 0.0])) == pytest.approx(math.log(2))
+    assert log_loss(np.array([1.0]), np.array([1000.0])) == 0.0
+
+
+def test_nan_scores_are_refused() -> None:
+    """A score that is no number cannot be ranked."""
+    with pytest.raises(ValueError, match="1 of 2 scores are NaN"):
+        user_auc(np.array([1, 1]), np.array([1.0, 0.0]), np.array([np.nan, 0.0]))
