@@ -51,7 +51,7 @@ def test_every_score_reflects_the_click_before_it(client: httpx.Client) -> None:
     """On two workers, each acknowledged click is in the next score."""
     put(client, [{"video_id": "seen", "category": 1, "features": [1, 2, 3]}])
     # A connection of its own each time, so that both workers take part.
-    for turn in range(300):
+    for turn in range(1000):
         with httpx.Client(base_url=client.base_url) as fresh:
             event = {"user_id": "reader", "video_id": "seen", "timestamp": NOW - 9999 + turn}
             told = post(fresh, [event])["users"]["reader"]
