@@ -47,6 +47,7 @@ def score(client: httpx.Client, user: str, candidates: list, **more: object) -> 
     return answer.json()
 
 
+@pytest.mark.timeout(400)
 def test_every_score_reflects_the_click_before_it(client: httpx.Client) -> None:
     """On two workers, each acknowledged click is in the next score."""
     put(client, [{"video_id": "seen", "category": 1, "features": [1, 2, 3]}])
