@@ -19,6 +19,7 @@ class Settings(BaseSettings):
     Attributes:
         model_store: directory of published versions.
         redis_url: where state lives, also from ``REDIS_URL``; ``None`` starts an embedded Redis.
+        embedded_fsync: when the embedded Redis calls a write safe.
         host: address to listen on.
         port: port to listen on.
         workers: processes that answer.
@@ -52,6 +53,7 @@ class Settings(BaseSettings):
     redis_url: Annotated[
         str | None, Field(validation_alias=AliasChoices("CTR_REDIS_URL", "REDIS_URL"))
     ] = None
+    embedded_fsync: Literal["everysec", "always"] = "everysec"
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     workers: _Count = 1
