@@ -7,9 +7,7 @@ it is packed, ``door`` sends it, ``store`` knows what to ask.
 from service.state.clients import AddressError
 from service.state.codec import FEATURE_LIMIT, Meta, Position, Video, mark
 from service.state.door import StateDownError, StateFullError
-from service.state.store import (
-    EVENT_IDS,
-    HISTORY_LENGTH,
+from service.state.facts import (
     Appended,
     Changes,
     Deleted,
@@ -17,9 +15,9 @@ from service.state.store import (
     Lifetimes,
     NewClick,
     NewProfile,
-    State,
     View,
 )
+from service.state.store import EVENT_IDS, HISTORY_LENGTH, State
 
 __all__ = [
     "EVENT_IDS",

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, Final
 
-from model_store import Click
+from service.state.change_log import read_logs
 from service.state.codec import (
     META_BYTES,
-    Meta,
     Position,
     Video,
     mark,
@@ -22,6 +20,17 @@ from service.state.codec import (
     unpack_video,
 )
 from service.state.door import Call, Door, Script
+from service.state.facts import (
+    Appended,
+    Changes,
+    Cursors,
+    Deleted,
+    History,
+    Lifetimes,
+    NewClick,
+    NewProfile,
+    View,
+)
 from service.state.keys import GROUPS, by_group, group_of, log_key, user_keys, video_key
 
 HISTORY_LENGTH: Final = 160
@@ -45,115 +54,6 @@ _VERDICTS: Final = {
     ord("d"): "duplicate",
     ord("x"): "deleted",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Lifetimes:
-    """How long facts are kept, in seconds; 0 keeps them for ever.
-
-    Attributes:
-        user_idle: a user without a new click, at least this long and 5 % more at most.
-        video_idle: a video that is neither registered again nor clicked. One that was clicked
-            outlives the histories that hold it.
-        deletion_window: how long clicks from before a deletion are refused.
-    """
-
-    user_idle: float = 0.0
-    video_idle: float = 0.0
-    deletion_window: float = 7 * 86_400.0
-
-
-@dataclass(frozen=True, slots=True)
-class NewClick:
-    """A click to append; ``event_id`` is empty where the caller gave none."""
-
-    user_id: str
-    click: Click
-    event_id: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Appended:
-    """What became of clicks.
-
-    Attributes:
-        verdicts: one per click: accepted, late, too_old, duplicate or deleted.
-        known: one per click: whether its video is registered.
-        users: where the users' histories stand now.
-    """
-
-    verdicts: list[str]
-    known: list[bool]
-    users: dict[str, Position]
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """A look at a user, and at videos; ``None`` = not registered."""
-
-    meta: Meta
-    profile: bytes | None
-    videos: list[Video | None]
-
-    @property
-    def position(self) -> Position:
-        """Where the history stands."""
-        return self.meta.position
-
-
-@dataclass(frozen=True, slots=True)
-class History:
-    """A history at one moment.
-
-    Attributes:
-        read_at_ms: the moment, by the clock of Redis.
-        leased: whether the caller has the lease now, if it asked for one.
-        meta: what is kept beside the clicks.
-        clicks: oldest first.
-    """
-
-    read_at_ms: int
-    leased: bool
-    meta: Meta
-    clicks: list[Click]
-
-
-@dataclass(frozen=True, slots=True)
-class NewProfile:
-    """A profile to store, if the history is still at ``version``; gives the lease back."""
-
-    user_id: str
-    version: int
-    packed: bytes
-    lease: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Deleted:
-    """A deleted user: the version now, and up to when clicks are refused."""
-
-    existed: bool
-    version: int
-    refused_until_ms: int
-
-
-@dataclass(frozen=True, slots=True)
-class Changes:
-    """What the change logs of all groups say since last time.
-
-    Attributes:
-        cursors: where each log stands; hand it back next time.
-        videos: changed videos, each with the time of the change in ms.
-        users: marks of deleted users.
-        unknown_before_ms: changes up to this time may be missing; 0 when none is.
-        gap: changes since last time may be missing.
-    """
-
-    cursors: Mapping[int, tuple[bytes, int]]
-    videos: list[tuple[str, int]]
-    users: list[bytes]
-    unknown_before_ms: int
-    gap: bool
 
 
 class State:
@@ -329,7 +229,7 @@ class State:
         [result] = await self.register_packed([(video_id, b"")])
         return result > 0
 
-    async def changes(self, cursors: Mapping[int, tuple[bytes, int]]) -> Changes:
+    async def changes(self, cursors: Cursors) -> Changes:
         """Read what changed since ``cursors``; an empty one starts at the beginning."""
         groups = range(GROUPS)
         starts = [cursors.get(group, (b"0", 0))[0] for group in groups]
@@ -341,7 +241,7 @@ class State:
             calls = [("XREAD", "STREAMS", *map(log_key, groups), *starts)]
         answers = await self._door.call(calls)
         logs = {_text(key): entries for answer in answers for key, entries in answer or ()}
-        return _changes(logs, cursors)
+        return read_logs(logs, cursors)
 
     def _append_call(self, user_id: str, clicks: Sequence[NewClick]) -> Call:
         history, meta, profile, _ = user_keys(user_id)
@@ -411,36 +311,6 @@ def _history(answer: Sequence[Any]) -> History | None:
         return None
     now, leased, meta, entries = answer
     return History(int(now), bool(leased), unpack_meta(meta), [unpack_click(e) for e in entries])
-
-
-def _changes(
-    logs: Mapping[str, Sequence[tuple[bytes, Mapping[bytes, bytes]]]],
-    cursors: Mapping[int, tuple[bytes, int]],
-) -> Changes:
-    following = dict(cursors)
-    videos: list[tuple[str, int]] = []
-    users: list[bytes] = []
-    unknown_before_ms, gap = 0, False
-    for group in range(GROUPS):
-        entries = logs.get(log_key(group), ())
-        if not entries:
-            continue
-        # A number that does not follow: the log was trimmed, or is another one.
-        if int(entries[0][1][b"n"]) != cursors.get(group, (b"", 0))[1] + 1:
-            unknown_before_ms = max(unknown_before_ms, _moment(entries[0][0]))
-            gap = gap or group in cursors
-        for moment, fields in entries:
-            if b"user" in fields:
-                users.append(fields[b"user"])
-            else:
-                ids = fields[b"videos"].decode().split("\n")
-                videos += [(video_id, _moment(moment)) for video_id in ids]
-        following[group] = (entries[-1][0], int(entries[-1][1][b"n"]))
-    return Changes(following, videos, users, unknown_before_ms, gap)
-
-
-def _moment(entry_id: bytes) -> int:
-    return int(entry_id.partition(b"-")[0])
 
 
 def _text(key: bytes | str) -> str:
