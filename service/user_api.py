@@ -15,7 +15,7 @@ router = APIRouter(responses=PROBLEMS)
 @router.get(
     "/users/{user_id:path}", response_model=bodies.UserStateOut, response_model_exclude_none=True
 )
-async def get_user(user_id: str, parts: PartsOf) -> Response:
+async def get_user(user_id: bodies.Identifier, parts: PartsOf) -> Response:
     """Read a user's history as the model cuts it, and where the stored profile stands."""
     opened = parts.live.current()
     history = await parts.state.history(user_id)
@@ -38,7 +38,7 @@ async def get_user(user_id: str, parts: PartsOf) -> Response:
 
 
 @router.delete("/users/{user_id:path}", response_model=bodies.DeletedOut)
-async def delete_user(user_id: str, parts: PartsOf) -> Response:
+async def delete_user(user_id: bodies.Identifier, parts: PartsOf) -> Response:
     """Remove every trace of a user. Late retries of old clicks are refused for a while."""
     deleted = await parts.state.delete_user(user_id)
     parts.changes.forget(mark(user_id))

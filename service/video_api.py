@@ -42,7 +42,7 @@ async def put_videos(body: bodies.VideosIn, parts: PartsOf) -> Response:
 
 
 @router.get("/videos/{video_id:path}", response_model=bodies.VideoIn)
-async def get_video(video_id: str, parts: PartsOf) -> Response:
+async def get_video(video_id: bodies.Identifier, parts: PartsOf) -> Response:
     """Read a registered video."""
     [video] = await parts.state.videos([video_id])
     if video is None:
@@ -52,7 +52,7 @@ async def get_video(video_id: str, parts: PartsOf) -> Response:
 
 
 @router.delete("/videos/{video_id:path}", response_model=bodies.DeletedVideoOut)
-async def delete_video(video_id: str, parts: PartsOf) -> Response:
+async def delete_video(video_id: bodies.Identifier, parts: PartsOf) -> Response:
     """Delete a video. Histories keep the clicks on it; models no longer see them."""
     existed = await parts.state.delete_video(video_id)
     parts.changes.drop([video_id])
