@@ -27,7 +27,7 @@ from model_store import FloatArray, OpenVersion, pad_history
 from service import metrics
 from service.changes import Changes, fingerprint
 from service.packed_profile import Origin, pack_profile, read_array, read_origin, rounded
-from service.rows import RowCache, encode, resolve
+from service.rows import RowCache, encode, gather, resolve
 from service.state import (
     History,
     Meta,
@@ -72,7 +72,7 @@ class Profiles:
         state: where histories and profiles are.
         changes: says which videos changed.
         executor: threads for model runs.
-        cached_rows: encoded videos kept.
+        row_cache_bytes: memory for encoded videos.
         last_profiles: users whose last profile is kept in memory, for when Redis is gone.
     """
 
@@ -82,13 +82,13 @@ class Profiles:
         changes: Changes,
         *,
         executor: Executor,
-        cached_rows: int,
+        row_cache_bytes: int,
         last_profiles: int,
     ) -> None:
         self._state = state
         self._changes = changes
         self._executor = executor
-        self._cached_rows = cached_rows
+        self._row_cache_bytes = row_cache_bytes
         self._cache: RowCache | None = None
         self._empty: tuple[OpenVersion, FloatArray] | None = None
         self._flights: dict[tuple[str, str, int], asyncio.Task[Profile]] = {}
@@ -101,7 +101,7 @@ class Profiles:
     def rows(self, opened: OpenVersion) -> RowCache:
         """Return the row cache of a version; the one of the version before is let go."""
         if self._cache is None or self._cache.opened is not opened:
-            self._cache = RowCache(opened, self._cached_rows)
+            self._cache = RowCache(opened, self._row_cache_bytes)
         return self._cache
 
     async def profile(self, opened: OpenVersion, user_id: str, view: View) -> Profile:
@@ -245,18 +245,17 @@ class Profiles:
     ) -> tuple[list[FloatArray], list[list[str]]]:
         cache = self.rows(opened)
         video_ids = list({c.video_id for h in histories for c in h.clicks})
-        resolved = await resolve(cache, video_ids, self._videos)
         loop = asyncio.get_running_loop()
-        fresh = resolved.fresh
-        rows = await loop.run_in_executor(self._executor, encode, opened, list(fresh.values()))
-        encoded = dict(zip(fresh, rows, strict=True))
-        cache.put(encoded, generation=resolved.generation)
-        table, known = resolved.complete(encoded)
-        place = {video_id: i for i, video_id in enumerate(video_ids) if known[i]}
-        clicked = [[place.get(c.video_id, -1) for c in h.clicks] for h in histories]
-        arrays = await loop.run_in_executor(self._executor, _profiles, opened, table, clicked)
+        with cache.pinned():
+            resolved = await resolve(cache, video_ids, self._videos)
+            slots = dict(zip(video_ids, resolved.slots.tolist(), strict=True))
+            seen = [[slots[c.video_id] for c in h.clicks] for h in histories]
+            arrays, rows = await loop.run_in_executor(
+                self._executor, _profiles, opened, cache.table, list(resolved.fresh.values()), seen
+            )
+        cache.put(dict(zip(resolved.fresh, rows, strict=True)), generation=resolved.generation)
         missing = [
-            sorted({c.video_id for c in h.clicks if c.video_id not in place}) for h in histories
+            sorted({c.video_id for c in h.clicks if slots[c.video_id] == -1}) for h in histories
         ]
         return arrays, missing
 
@@ -287,13 +286,17 @@ class Profiles:
 
 
 def _profiles(
-    opened: OpenVersion, table: FloatArray, clicked: Iterable[Sequence[int]]
-) -> list[FloatArray]:
-    """Profile users [B, P] each, by the places of their known clicks in ``table``; -1 = unknown."""
+    opened: OpenVersion,
+    table: FloatArray,
+    new: Sequence[Video],
+    clicked: Iterable[Sequence[int]],
+) -> tuple[list[FloatArray], FloatArray]:
+    """Profile users [B, P] each, by the slots of their clicks; and the rows of what is new."""
+    rows = encode(opened, new)
     length = opened.manifest.layout.history_length
-    seen = [[place for place in places if place >= 0][-length:] for places in clicked]
+    seen = [np.array([slot for slot in slots if slot != -1][-length:], int) for slots in clicked]
     if not seen:
-        return []
-    rows = np.stack([pad_history(table[places], length) for places in seen])
-    lengths = np.array([len(places) for places in seen], np.int64)
-    return list(rounded(opened.model.profiles(rows, lengths)))
+        return [], rows
+    histories = np.stack([pad_history(gather(table, rows, slots), length) for slots in seen])
+    lengths = np.array([len(slots) for slots in seen], np.int64)
+    return list(rounded(opened.model.profiles(histories, lengths))), rows
