@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model_store import ModelStore, ModelStoreError
-from training.config import PRESETS, load_config
+from training.config import MODELS, PRESETS, load_config
 from training.errors import TrainingError
 
 
@@ -35,7 +35,8 @@ def fit_verb(options: argparse.Namespace) -> None:
     from training.fit import fit  # noqa: PLC0415
     from training.interactions import load_click_log  # noqa: PLC0415
 
-    top = {} if options.seed is None else {"seed": options.seed}
+    given = {"seed": options.seed, "model": options.model}
+    top = {key: value for key, value in given.items() if value is not None}
     config = load_config(options.preset, overrides=options.config, top=top)
     log = load_click_log(options.data)
     print(f"{len(log.train):,} training impressions, {len(log.train_features):,} videos")
@@ -67,8 +68,11 @@ def export_verb(options: argparse.Namespace) -> None:
     """Publish a trained network; the version is the last line printed."""
     from training.export import publish  # noqa: PLC0415
     from training.fit import load_run  # noqa: PLC0415
+    from training.models.thacil import Thacil  # noqa: PLC0415
 
     config, network = load_run(options.run)
+    if not isinstance(network, Thacil):
+        raise TrainingError(f"{options.run} holds a {config.model} model: only thacil is exported")
     evaluation = options.run / "evaluation.json"
     metrics = json.loads(evaluation.read_text()) if evaluation.exists() else {}
     provenance = {"config": config.model_dump(mode="json")}
@@ -123,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     fit = verbs.add_parser("fit", help="train on a click log")
     fit.add_argument("--data", type=Path, required=True, help="directory in MicroVideo-1.7M layout")
     fit.add_argument("--preset", choices=PRESETS, default="modern")
+    fit.add_argument("--model", choices=MODELS, help="which network; thacil when not given")
     fit.add_argument("--config", type=Path, help="TOML file of departures from the preset")
     fit.add_argument("--seed", type=int, help="overrides the configuration's")
     fit.add_argument("--out", type=Path, required=True, help="run directory; resumes if begun")
