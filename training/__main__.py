@@ -11,6 +11,7 @@ from pathlib import Path
 from model_store import ModelStore, ModelStoreError
 from training.config import MODELS, PRESETS, load_config
 from training.errors import TrainingError
+from training.ranking import CUTOFFS, MEASURES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,7 +49,7 @@ def evaluate_verb(options: argparse.Namespace) -> None:
     """Score a test file and write evaluation.json and evaluation_logits.npy to the run."""
     import numpy as np  # noqa: PLC0415
 
-    from training.evaluate import measure, score, test_examples  # noqa: PLC0415
+    from training.evaluate import measure, measure_lists, score, test_examples  # noqa: PLC0415
     from training.fit import load_run  # noqa: PLC0415
     from training.interactions import load_click_log  # noqa: PLC0415
 
@@ -57,11 +58,22 @@ def evaluate_verb(options: argparse.Namespace) -> None:
     if log.test is None:
         raise TrainingError(f"{options.data} has no test_data.csv: name one with --test-file")
     logits = score(network, test_examples(config, log, log.test))
-    measured = measure(log.test, logits)
+    measured, lists = measure(log.test, logits), measure_lists(log.test, logits)
     np.save(options.run / "evaluation_logits.npy", logits)
-    (options.run / "evaluation.json").write_text(json.dumps(measured, indent=2) + "\n")
+    (options.run / "evaluation.json").write_text(json.dumps({**measured, **lists}, indent=2) + "\n")
     for name, value in measured.items():
-        print(f"{name:18s} {value:,.4f}" if value < 2 else f"{name:18s} {value:,.0f}")  # noqa: PLR2004  shares against counts
+        whole = name in {"users", "impressions"}
+        print(f"{name:24s} {value:,.0f}" if whole else f"{name:24s} {value:.4f}")
+    print(_list_table(lists, title="top K, standard", prefix=""))
+    print(_list_table(lists, title="top K, reference", prefix="reference_"))
+
+
+def _list_table(lists: dict[str, float], *, title: str, prefix: str) -> str:
+    rows = [f"{title:24s} " + " ".join(f"{k:>6d}" for k in CUTOFFS)]
+    for measure in MEASURES:
+        values = (f"{lists[f'{prefix}{measure}@{k}']:.4f}" for k in CUTOFFS)
+        rows.append(f"{prefix + measure:24s} " + " ".join(values))
+    return "\n".join(rows)
 
 
 def export_verb(options: argparse.Namespace) -> None:
@@ -74,7 +86,9 @@ def export_verb(options: argparse.Namespace) -> None:
     if not isinstance(network, Thacil):
         raise TrainingError(f"{options.run} holds a {config.model} model: only thacil is exported")
     evaluation = options.run / "evaluation.json"
-    metrics = json.loads(evaluation.read_text()) if evaluation.exists() else {}
+    measured = json.loads(evaluation.read_text()) if evaluation.exists() else {}
+    # A version carries the figures that say how good it is, not the curves.
+    metrics = {name: value for name, value in measured.items() if "@" not in name}
     provenance = {"config": config.model_dump(mode="json")}
     print(publish(network, ModelStore(options.store), metrics=metrics, provenance=provenance))
 

@@ -12,7 +12,7 @@ from training.config import RunConfig
 from training.errors import DataError
 from training.examples import Batch, Examples, VideoTable
 from training.interactions import ClickHistories, ClickLog, Impressions
-from training.metrics import evaluate_scores
+from training.metrics import evaluate_lists, evaluate_scores
 from training.models import PERSONAL_MODELS, Network, PersonalNetwork, build_baseline
 from training.models.thacil import Thacil, ThacilShape
 
@@ -98,8 +98,13 @@ def test_examples(config: RunConfig, log: ClickLog, impressions: Impressions) ->
 
 
 def measure(impressions: Impressions, logits: FloatArray) -> dict[str, float]:
-    """Per-user AUC (eq. 11), impression-weighted AUC, global AUC and log loss."""
+    """Per-user AUC (eq. 11), impression-weighted AUC, global AUC, log loss and calibration."""
     return evaluate_scores(impressions.user_ids, impressions.labels, logits)
+
+
+def measure_lists(impressions: Impressions, logits: FloatArray) -> dict[str, float]:
+    """Precision, recall, F and NDCG at 10..100, in the standard and the reference convention."""
+    return evaluate_lists(impressions.user_ids, impressions.labels, logits)
 
 
 # pytest would collect the function by its name otherwise.
