@@ -7,10 +7,15 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from model_store import ModelStore, ModelStoreError
-from training.config import PRESETS, load_config
+from training.config import MODELS, PRESETS, load_config
 from training.errors import TrainingError
+from training.ranking import CUTOFFS, MEASURES
+
+if TYPE_CHECKING:
+    from training.calibrate import Calibration
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,22 +37,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def fit_verb(options: argparse.Namespace) -> None:
     """Train on a log."""
     # Imports inside the verbs: --help and promote should not wait for torch.
+    from training.calibrate import calibrate  # noqa: PLC0415
     from training.fit import fit  # noqa: PLC0415
     from training.interactions import load_click_log  # noqa: PLC0415
 
-    top = {} if options.seed is None else {"seed": options.seed}
+    given = {"seed": options.seed, "model": options.model}
+    top = {key: value for key, value in given.items() if value is not None}
     config = load_config(options.preset, overrides=options.config, top=top)
     log = load_click_log(options.data)
     print(f"{len(log.train):,} training impressions, {len(log.train_features):,} videos")
     progress = fit(config, log, options.out)
     print(f"best epoch {progress.best_epoch}: validation gAUC {progress.best_auc:.4f}")
+    _print_calibration(calibrate(options.out, log))
+
+
+def calibrate_verb(options: argparse.Namespace) -> None:
+    """Fit a run's calibration to its validation split."""
+    from training.calibrate import calibrate  # noqa: PLC0415
+    from training.interactions import load_click_log  # noqa: PLC0415
+
+    _print_calibration(calibrate(options.run, load_click_log(options.data)))
+
+
+def _print_calibration(line: Calibration) -> None:
+    print(
+        f"calibrated logit = {line.slope:.4f} * (logit {line.prior_shift:+.4f}) {line.intercept:+.4f}"
+    )
 
 
 def evaluate_verb(options: argparse.Namespace) -> None:
     """Score a test file and write evaluation.json and evaluation_logits.npy to the run."""
     import numpy as np  # noqa: PLC0415
 
-    from training.evaluate import measure, score, test_examples  # noqa: PLC0415
+    from training.calibrate import load_calibration  # noqa: PLC0415
+    from training.evaluate import measure, measure_lists, score, test_examples  # noqa: PLC0415
     from training.fit import load_run  # noqa: PLC0415
     from training.interactions import load_click_log  # noqa: PLC0415
 
@@ -55,24 +78,51 @@ def evaluate_verb(options: argparse.Namespace) -> None:
     log = load_click_log(options.data, test_file=options.test_file)
     if log.test is None:
         raise TrainingError(f"{options.data} has no test_data.csv: name one with --test-file")
-    logits = score(network, test_examples(config, log, log.test))
-    measured = measure(log.test, logits)
+    raw = score(network, test_examples(config, log, log.test))
+    logits = load_calibration(options.run).apply(raw)
+    measured, lists = measure(log.test, logits), measure_lists(log.test, logits)
+    uncalibrated = measure(log.test, raw)
+    for name in ("log_loss", "ece", "predicted_over_observed"):
+        measured[f"uncalibrated_{name}"] = uncalibrated[name]
     np.save(options.run / "evaluation_logits.npy", logits)
-    (options.run / "evaluation.json").write_text(json.dumps(measured, indent=2) + "\n")
+    (options.run / "evaluation.json").write_text(json.dumps({**measured, **lists}, indent=2) + "\n")
     for name, value in measured.items():
-        print(f"{name:18s} {value:,.4f}" if value < 2 else f"{name:18s} {value:,.0f}")  # noqa: PLR2004  shares against counts
+        whole = name in {"users", "impressions"}
+        print(f"{name:36s} {value:,.0f}" if whole else f"{name:36s} {value:.4f}")
+    print(_list_table(lists, title="top K, standard", prefix=""))
+    print(_list_table(lists, title="top K, reference", prefix="reference_"))
+
+
+def _list_table(lists: dict[str, float], *, title: str, prefix: str) -> str:
+    rows = [f"{title:24s} " + " ".join(f"{k:>6d}" for k in CUTOFFS)]
+    for measure in MEASURES:
+        values = (f"{lists[f'{prefix}{measure}@{k}']:.4f}" for k in CUTOFFS)
+        rows.append(f"{prefix + measure:24s} " + " ".join(values))
+    return "\n".join(rows)
 
 
 def export_verb(options: argparse.Namespace) -> None:
     """Publish a trained network; the version is the last line printed."""
+    from training.calibrate import load_calibration  # noqa: PLC0415
     from training.export import publish  # noqa: PLC0415
     from training.fit import load_run  # noqa: PLC0415
+    from training.models.thacil import Thacil  # noqa: PLC0415
 
     config, network = load_run(options.run)
+    if not isinstance(network, Thacil):
+        raise TrainingError(f"{options.run} holds a {config.model} model: only thacil is exported")
     evaluation = options.run / "evaluation.json"
-    metrics = json.loads(evaluation.read_text()) if evaluation.exists() else {}
-    provenance = {"config": config.model_dump(mode="json")}
-    print(publish(network, ModelStore(options.store), metrics=metrics, provenance=provenance))
+    measured = json.loads(evaluation.read_text()) if evaluation.exists() else {}
+    # A version carries the figures that say how good it is, not the curves.
+    metrics = {name: value for name, value in measured.items() if "@" not in name}
+    version = publish(
+        network,
+        ModelStore(options.store),
+        metrics=metrics,
+        provenance={"config": config.model_dump(mode="json")},
+        calibration=load_calibration(options.run),
+    )
+    print(version)
 
 
 def import_verb(options: argparse.Namespace) -> None:
@@ -123,6 +173,7 @@ def _parser() -> argparse.ArgumentParser:
     fit = verbs.add_parser("fit", help="train on a click log")
     fit.add_argument("--data", type=Path, required=True, help="directory in MicroVideo-1.7M layout")
     fit.add_argument("--preset", choices=PRESETS, default="modern")
+    fit.add_argument("--model", choices=MODELS, help="which network; thacil when not given")
     fit.add_argument("--config", type=Path, help="TOML file of departures from the preset")
     fit.add_argument("--seed", type=int, help="overrides the configuration's")
     fit.add_argument("--out", type=Path, required=True, help="run directory; resumes if begun")
@@ -135,6 +186,11 @@ def _parser() -> argparse.ArgumentParser:
         "--test-file", help="another CSV, of the test videos; a path or a name in DATA"
     )
     evaluate.set_defaults(verb=evaluate_verb)
+
+    calibrate = verbs.add_parser("calibrate", help="fit a run's calibration again")
+    calibrate.add_argument("--run", type=Path, required=True)
+    calibrate.add_argument("--data", type=Path, required=True)
+    calibrate.set_defaults(verb=calibrate_verb)
 
     export = verbs.add_parser("export", help="publish a trained run as a version")
     export.add_argument("--run", type=Path, required=True)
