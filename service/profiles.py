@@ -23,7 +23,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from model_store import FloatArray, OpenVersion, pad_history
+from model_store import FloatArray, OpenVersion, blocks_of
 from service import metrics
 from service.changes import Changes, fingerprint
 from service.packed_profile import Origin, pack_profile, read_array, read_origin, rounded
@@ -52,7 +52,7 @@ class Profile:
     """A user as one model version sees them.
 
     Attributes:
-        array: [B, P].
+        array: [K, P], of the K blocks that hold clicks, at least one.
         position: the history it was computed from.
     """
 
@@ -127,7 +127,7 @@ class Profiles:
         return profile if version == opened.manifest.version else None
 
     async def empty(self, opened: OpenVersion) -> FloatArray:
-        """Return the profile [B, P] of a user without clicks."""
+        """Return the profile [1, P] of a user without clicks."""
         if self._empty is None or self._empty[0] is not opened:
             nothing = np.zeros((0, opened.manifest.layout.row_dim), np.float32)
             loop = asyncio.get_running_loop()
@@ -293,12 +293,17 @@ def _profiles(
     new: Sequence[Video],
     clicked: Iterable[Sequence[int]],
 ) -> tuple[list[FloatArray], FloatArray]:
-    """Profile users [B, P] each, by the slots of their clicks; and the rows of what is new."""
+    """Profile users [K, P] each, by the slots of their clicks; and the rows of what is new."""
     rows = encode(opened, new)
     length = opened.manifest.layout.history_length
     seen = [np.array([slot for slot in slots if slot != -1][-length:], int) for slots in clicked]
     if not seen:
         return [], rows
-    histories = np.stack([pad_history(gather(table, rows, slots), length) for slots in seen])
+    layout = opened.manifest.layout
+    filled = [layout.filled_blocks(len(slots)) for slots in seen]
+    histories = np.stack(
+        [blocks_of(gather(table, rows, slots), layout.block_size, max(filled)) for slots in seen]
+    )
     lengths = np.array([len(slots) for slots in seen], np.int64)
-    return list(rounded(opened.model.profiles(histories, lengths))), rows
+    arrays = rounded(opened.model.profiles(histories, lengths))
+    return [array[:blocks] for array, blocks in zip(arrays, filled, strict=True)], rows

@@ -18,7 +18,7 @@ _STATUS: Final[dict[type[Exception], int]] = {
     NoModelError: 503,
     DeadlineError: 504,
 }
-REFUSALS: Final = (
+REFUSALS: Final[tuple[type[Exception], ...]] = (
     ProblemError,
     RequestValidationError,
     HTTPException,

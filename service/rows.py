@@ -203,9 +203,12 @@ async def resolve(
 
 
 def gather(table: FloatArray, new: FloatArray, slots: SlotArray) -> FloatArray:
-    """Copy rows [N, R] from the cache's table and from new ones [M, R]; none may be nowhere."""
+    """Copy rows [N, R] from the cache's table and from new ones [M, R]; none may be nowhere.
+
+    Of tables that are cut to the part of a row that is needed, only that part is copied.
+    """
     if not len(new) or (slots >= 0).all():
-        return table.take(slots, axis=0)
+        return table[slots]
     rows = np.empty((len(slots), table.shape[1]), np.float32)
     cached = slots >= 0
     rows[cached] = table[slots[cached]]

@@ -21,7 +21,7 @@ from service.profiles import Profile, Profiles
 from service.rows import Resolved, SlotArray, encode, gather, resolve
 from service.state import Position, State, StateDownError, Video
 
-_CHUNK: Final = 256
+_CHUNK: Final = 128
 """Candidates in one run of the head: their rows stay in the cache of a core."""
 
 
@@ -282,8 +282,10 @@ def _score(
     known = slots != -1
     everything = bool(known.all())
     scored = slots if everything else slots[known]
+    width = opened.manifest.layout.candidate_dim
+    table, new_rows = table[:, :width], rows[:, :width]
     logits = [
-        opened.model.logits(profile, gather(table, rows, scored[start : start + _CHUNK]))
+        opened.model.logits(profile, gather(table, new_rows, scored[start : start + _CHUNK]))
         for start in range(0, len(scored), _CHUNK)
     ]
     probabilities = click_probabilities(np.concatenate(logits) if logits else np.zeros(0, "f4"))

@@ -46,7 +46,7 @@ class Lane:
     """
 
     def __init__(self, url: str, *, timeout_seconds: float) -> None:
-        self._target = dict(parse_url(url))
+        self._target: dict[str, Any] = dict(parse_url(url))
         self._timeout_seconds = timeout_seconds
         self._protocol: _Protocol | None = None
         self._opening = asyncio.Lock()
@@ -95,9 +95,10 @@ class Lane:
         loop = asyncio.get_running_loop()
         path = self._target.get("path")
         if path:
-            _, protocol = await loop.create_unix_connection(_Protocol, path)
+            _, protocol = await loop.create_unix_connection(_Protocol, str(path))
         else:
-            host, port = self._target.get("host", "localhost"), self._target.get("port", 6379)
+            host = str(self._target.get("host", "localhost"))
+            port = int(self._target.get("port", 6379))
             transport, protocol = await loop.create_connection(_Protocol, host, port)
             connection = transport.get_extra_info("socket")
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
