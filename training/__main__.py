@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model_store import ModelStore, ModelStoreError
-from training.config import PRESETS, load_config
+from training.config import MODELS, PRESETS, load_config
 from training.errors import TrainingError
+from training.ranking import CUTOFFS, MEASURES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +36,8 @@ def fit_verb(options: argparse.Namespace) -> None:
     from training.fit import fit  # noqa: PLC0415
     from training.interactions import load_click_log  # noqa: PLC0415
 
-    top = {} if options.seed is None else {"seed": options.seed}
+    given = {"seed": options.seed, "model": options.model}
+    top = {key: value for key, value in given.items() if value is not None}
     config = load_config(options.preset, overrides=options.config, top=top)
     log = load_click_log(options.data)
     print(f"{len(log.train):,} training impressions, {len(log.train_features):,} videos")
@@ -47,7 +49,7 @@ def evaluate_verb(options: argparse.Namespace) -> None:
     """Score a test file and write evaluation.json and evaluation_logits.npy to the run."""
     import numpy as np  # noqa: PLC0415
 
-    from training.evaluate import measure, score, test_examples  # noqa: PLC0415
+    from training.evaluate import measure, measure_lists, score, test_examples  # noqa: PLC0415
     from training.fit import load_run  # noqa: PLC0415
     from training.interactions import load_click_log  # noqa: PLC0415
 
@@ -56,21 +58,37 @@ def evaluate_verb(options: argparse.Namespace) -> None:
     if log.test is None:
         raise TrainingError(f"{options.data} has no test_data.csv: name one with --test-file")
     logits = score(network, test_examples(config, log, log.test))
-    measured = measure(log.test, logits)
+    measured, lists = measure(log.test, logits), measure_lists(log.test, logits)
     np.save(options.run / "evaluation_logits.npy", logits)
-    (options.run / "evaluation.json").write_text(json.dumps(measured, indent=2) + "\n")
+    (options.run / "evaluation.json").write_text(json.dumps({**measured, **lists}, indent=2) + "\n")
     for name, value in measured.items():
-        print(f"{name:18s} {value:,.4f}" if value < 2 else f"{name:18s} {value:,.0f}")  # noqa: PLR2004  shares against counts
+        whole = name in {"users", "impressions"}
+        print(f"{name:24s} {value:,.0f}" if whole else f"{name:24s} {value:.4f}")
+    print(_list_table(lists, title="top K, standard", prefix=""))
+    print(_list_table(lists, title="top K, reference", prefix="reference_"))
+
+
+def _list_table(lists: dict[str, float], *, title: str, prefix: str) -> str:
+    rows = [f"{title:24s} " + " ".join(f"{k:>6d}" for k in CUTOFFS)]
+    for measure in MEASURES:
+        values = (f"{lists[f'{prefix}{measure}@{k}']:.4f}" for k in CUTOFFS)
+        rows.append(f"{prefix + measure:24s} " + " ".join(values))
+    return "\n".join(rows)
 
 
 def export_verb(options: argparse.Namespace) -> None:
     """Publish a trained network; the version is the last line printed."""
     from training.export import publish  # noqa: PLC0415
     from training.fit import load_run  # noqa: PLC0415
+    from training.models.thacil import Thacil  # noqa: PLC0415
 
     config, network = load_run(options.run)
+    if not isinstance(network, Thacil):
+        raise TrainingError(f"{options.run} holds a {config.model} model: only thacil is exported")
     evaluation = options.run / "evaluation.json"
-    metrics = json.loads(evaluation.read_text()) if evaluation.exists() else {}
+    measured = json.loads(evaluation.read_text()) if evaluation.exists() else {}
+    # A version carries the figures that say how good it is, not the curves.
+    metrics = {name: value for name, value in measured.items() if "@" not in name}
     provenance = {"config": config.model_dump(mode="json")}
     print(publish(network, ModelStore(options.store), metrics=metrics, provenance=provenance))
 
@@ -123,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     fit = verbs.add_parser("fit", help="train on a click log")
     fit.add_argument("--data", type=Path, required=True, help="directory in MicroVideo-1.7M layout")
     fit.add_argument("--preset", choices=PRESETS, default="modern")
+    fit.add_argument("--model", choices=MODELS, help="which network; thacil when not given")
     fit.add_argument("--config", type=Path, help="TOML file of departures from the preset")
     fit.add_argument("--seed", type=int, help="overrides the configuration's")
     fit.add_argument("--out", type=Path, required=True, help="run directory; resumes if begun")

@@ -13,7 +13,7 @@ from model_store import Click, visible_history
 from training.__main__ import main
 from training.config import RunConfig, load_config
 from training.errors import ConfigError
-from training.evaluate import forward, measure, score, test_examples
+from training.evaluate import forward, measure, measure_lists, score, test_examples
 from training.examples import Examples
 from training.fit import fit, load_run, split_validation
 from training.interactions import ClickLog, load_click_log
@@ -203,7 +203,8 @@ def test_the_verbs_lead_from_a_log_to_a_promoted_version(
     log = load_click_log(world)
     assert log.test is not None
     config, network = load_run(run)
-    measured = measure(log.test, score(network, test_examples(config, log, log.test)))
+    logits = score(network, test_examples(config, log, log.test))
+    measured = measure(log.test, logits) | measure_lists(log.test, logits)
     assert json.loads((run / "evaluation.json").read_text()) == pytest.approx(measured)
     assert (store / "CURRENT").read_text().strip() == version
 
