@@ -61,7 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _serve(settings: Settings) -> None:
     with ExitStack() as stack:
         if settings.redis_url is None:
-            os.environ["CTR_REDIS_URL"] = stack.enter_context(embedded_redis(settings.data_dir))
+            os.environ["CTR_REDIS_URL"] = stack.enter_context(
+                embedded_redis(settings.data_dir, fsync=settings.embedded_fsync)
+            )
         if settings.workers > 1:
             settings.data_dir.mkdir(parents=True, exist_ok=True)
             directory = tempfile.TemporaryDirectory(
