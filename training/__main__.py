@@ -145,6 +145,50 @@ def promote_verb(options: argparse.Namespace) -> None:
     print(f"{options.version} is current in {options.store}")
 
 
+def compare_verb(options: argparse.Namespace) -> None:
+    """Train and score several models under one protocol and write the report."""
+    from training.compare import compare, contenders  # noqa: PLC0415
+    from training.inspection import inspect_log  # noqa: PLC0415
+    from training.interactions import load_click_log  # noqa: PLC0415
+    from training.report import comparison_text, write_comparison  # noqa: PLC0415
+
+    field = contenders(options.models, preset=options.preset, overrides=options.config)
+    log = load_click_log(options.data, test_file=options.test_file)
+    found = compare(
+        field,
+        log,
+        options.out,
+        seeds=options.seeds,
+        against=options.against,
+        cutoffs=options.cutoffs,
+    )
+    oracle = _oracle(options.data) if options.test_file is None else {}
+    write_comparison(found, *inspect_log(log), options.out, oracle=oracle)
+    print()
+    print(comparison_text(found, oracle))
+    print(f"{options.out / 'report.html'}")
+
+
+def _oracle(data: Path) -> dict[str, float]:
+    """Read what the best possible model scores, where ``synthesize`` made the log."""
+    world = data / "world.json"
+    saved = json.loads(world.read_text()) if world.exists() else {}
+    return {name: saved[name] for name in ("oracle_auc", "oracle_gauc") if name in saved}
+
+
+def inspect_verb(options: argparse.Namespace) -> None:
+    """Say what a log holds and what looks wrong with it."""
+    from training.inspection import inspect_log  # noqa: PLC0415
+    from training.inspection_report import inspection_text, write_inspection  # noqa: PLC0415
+    from training.interactions import load_click_log  # noqa: PLC0415
+
+    summary, distributions = inspect_log(load_click_log(options.data, test_file=options.test_file))
+    print(inspection_text(summary, distributions))
+    if options.out is not None:
+        write_inspection(summary, distributions, options.out)
+        print(f"{options.out / 'inspection.html'}")
+
+
 def synthesize_verb(options: argparse.Namespace) -> None:
     """Write a synthetic world's click log."""
     from training.synthetic import synthesize  # noqa: PLC0415
@@ -201,8 +245,57 @@ def _parser() -> argparse.ArgumentParser:
     promote.add_argument("version")
     promote.add_argument("--store", type=Path, required=True)
     promote.set_defaults(verb=promote_verb)
+    _add_reports(verbs)
     _add_sources(verbs)
     return parser
+
+
+def _add_reports(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    inspect = verbs.add_parser("inspect", help="say what a log holds and what looks wrong")
+    inspect.add_argument("--data", type=Path, required=True)
+    inspect.add_argument("--test-file", help="another CSV of the test videos")
+    inspect.add_argument("--out", type=Path, help="also write inspection.html and .json there")
+    inspect.set_defaults(verb=inspect_verb)
+
+    compare = verbs.add_parser(
+        "compare",
+        help="train and test several models under one protocol",
+        description="Trains each model with each seed, scores the test file and writes "
+        "report.html, report.json and user_auc.csv. The same command with more models or seeds "
+        "does only what is new; after an interruption it goes on.",
+    )
+    compare.add_argument("--data", type=Path, required=True)
+    compare.add_argument(
+        "--models",
+        type=_names,
+        default=list(MODELS),
+        metavar="A,B,...",
+        help=f"each MODEL, MODEL@PRESET or MODEL@FILE.toml; models are {', '.join(MODELS)} "
+        "(all, when not given)",
+    )
+    compare.add_argument("--seeds", type=_count, default=3, metavar="N", help="1..N (3)")
+    compare.add_argument("--preset", choices=PRESETS, default="modern")
+    compare.add_argument("--config", type=Path, help="TOML file of departures, for all models")
+    compare.add_argument("--against", help="whom the others are held against (the first thacil)")
+    compare.add_argument("--cutoffs", type=_counts, default=list(CUTOFFS), metavar="K,K,...")
+    compare.add_argument("--test-file", help="another CSV of the test videos")
+    compare.add_argument("--out", type=Path, required=True, help="directory of report and runs")
+    compare.set_defaults(verb=compare_verb)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value
+
+
+def _counts(text: str) -> list[int]:
+    return [_count(part) for part in text.split(",")]
 
 
 def _add_sources(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
