@@ -31,6 +31,7 @@ from training.significance import Paired, compare_paired, holm
 CONVENTIONS: tuple[Convention, ...] = ("standard", "reference")
 
 _HISTORY_BOUNDS = (0, 1, 5, 20, 80, 160)
+_FEW_USERS = 20
 _ROWS_PER_CHUNK = 65_536
 
 
@@ -208,7 +209,7 @@ def compare(
     first = _opponent(field, against)
     results = {}
     for one in sorted(field, key=lambda c: c.label != first):
-        say(f"{one.label}: {seeds} seed(s)")
+        say(f"{one.label}")
         results[one.label] = _run(one, log, test, out, seeds=seeds, cutoffs=cutoffs, say=say)
     users = user_auc(test.user_ids, test.labels, np.zeros(len(test)))
     if not len(users.users):
@@ -224,30 +225,36 @@ def compare(
 
 
 def by_history(found: Comparison) -> tuple[list[str], IntArray, dict[str, Doubles]]:
-    """Group users by training clicks: names, users of each group, mean AUC by label."""
+    """Group users by training clicks: names, users of each group, mean AUC by label.
+
+    Groups of fewer than 20 users are left out: their mean says nothing.
+    """
     bounds = np.array(_HISTORY_BOUNDS)
     group = np.searchsorted(bounds, found.clicks, side="right") - 1
     users = np.bincount(group, minlength=len(bounds))
-    kept = np.flatnonzero(users)
+    kept = np.flatnonzero(users >= _FEW_USERS)
     ends = [*(bounds[1:] - 1).tolist(), None]
     names = []
     for place in kept.tolist():
         low, high = int(bounds[place]), ends[place]
         names.append(f"{low}+" if high is None else f"{low}" if low == high else f"{low}-{high}")
-    means = {
-        label: np.bincount(group, one.user_auc, minlength=len(bounds))[kept] / users[kept]
+    totals = {
+        label: np.bincount(group, one.user_auc, minlength=len(bounds))
         for label, one in found.results.items()
     }
+    means: dict[str, Doubles] = {label: sums[kept] / users[kept] for label, sums in totals.items()}
     return names, users[kept], means
 
 
 def departures(found: Comparison) -> dict[str, dict[str, JsonValue]]:
-    """Say by label which settings differ from those of the contender held against."""
+    """Say by label which settings, the model aside, differ from those of the one held against."""
     base = _flat(found.results[found.against].contender.config.model_dump(mode="json"))
     result = {}
     for label, one in found.results.items():
         own = _flat(one.contender.config.model_dump(mode="json"))
-        result[label] = {key: value for key, value in own.items() if base[key] != value}
+        result[label] = {
+            key: value for key, value in own.items() if key != "model" and base[key] != value
+        }
     return result
 
 

@@ -41,6 +41,7 @@ _STYLE: dict[Any, Any] = {
 _TITLES = {"precision": "Precision", "recall": "Recall", "f_score": "F-score", "ndcg": "NDCG"}
 
 
+@mpl.rc_context(_STYLE)
 def distributions_svg(found: Distributions) -> str:
     """Draw the paper's Fig. 3, and how much history the test impressions have."""
     panels = 3 if len(found.test_history) else 2
@@ -55,6 +56,7 @@ def distributions_svg(found: Distributions) -> str:
     return _svg(figure)
 
 
+@mpl.rc_context(_STYLE)
 def curves_svg(curves: Mapping[str, TopK]) -> str:
     """Draw precision, recall, F and NDCG at K (Fig. 4): one line per model."""
     figure, axes = _panels(2, 2, height=6.0)
@@ -69,9 +71,11 @@ def curves_svg(curves: Mapping[str, TopK]) -> str:
     return _svg(figure)
 
 
+@mpl.rc_context(_STYLE)
 def differences_svg(paired: Mapping[str, Paired], against: str) -> str:
     """Draw each model's difference to one of them, with its 95 % interval."""
     figure, (axis,) = _panels(1, 1, height=0.9 + 0.36 * len(paired))
+    names = [f"{label} " for label in paired]
     for row, one in enumerate(paired.values()):
         apart = one.low > 0 or one.high < 0
         colour = (_COLOURS[2] if one.difference > 0 else _COLOURS[5]) if apart else _COLOURS[6]
@@ -80,7 +84,7 @@ def differences_svg(paired: Mapping[str, Paired], against: str) -> str:
     axis.axvline(0.0, color="#222222", lw=1)
     axis.set(
         yticks=range(len(paired)),
-        yticklabels=list(paired),
+        yticklabels=names,
         xlabel=f"per-user AUC, difference to {against} (95 % bootstrap interval over users)",
     )
     axis.set_ylim(len(paired) - 0.5, -0.5)
@@ -88,13 +92,15 @@ def differences_svg(paired: Mapping[str, Paired], against: str) -> str:
     return _svg(figure)
 
 
+@mpl.rc_context(_STYLE)
 def reliability_svg(before: Mapping[str, Reliability], after: Mapping[str, Reliability]) -> str:
     """Draw predicted against observed, without and with calibration."""
     figure, axes = _panels(1, 2, height=4.3)
     titles = ("As the network says", "Calibrated on validation")
     for axis, title, binned in zip(axes, titles, (before, after), strict=True):
         for (label, bins), style in zip(binned.items(), _styles(len(binned)), strict=True):
-            axis.plot(bins.predicted, bins.observed, label=label, **style)
+            thin = {**style, "ms": 3, "lw": style["lw"] * 0.7}
+            axis.plot(bins.predicted, bins.observed, label=label, **thin)
         top = max(
             max(float(b.predicted.max()), float(b.observed.max()))
             for b in (*before.values(), *after.values())
@@ -109,6 +115,7 @@ def reliability_svg(before: Mapping[str, Reliability], after: Mapping[str, Relia
     return _svg(figure)
 
 
+@mpl.rc_context(_STYLE)
 def learning_svg(validation: Mapping[str, Sequence[Doubles]]) -> str:
     """Draw validation gAUC by epoch: a thin line per seed, of each model."""
     figure, (axis,) = _panels(1, 1, height=3.4)
@@ -122,6 +129,7 @@ def learning_svg(validation: Mapping[str, Sequence[Doubles]]) -> str:
     return _svg(figure)
 
 
+@mpl.rc_context(_STYLE)
 def by_history_svg(names: Sequence[str], users: IntArray, auc: Mapping[str, Doubles]) -> str:
     """Draw mean per-user AUC by how many clicks a user has: names and users of each group."""
     figure, (axis,) = _panels(1, 1, height=3.4)
@@ -165,16 +173,13 @@ def _styles(count: int) -> list[dict[str, Any]]:
 
 
 def _panels(rows: int, columns: int, *, height: float) -> tuple[Figure, list[Axes]]:
-    with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(9.6, height))
-        grid = figure.subplots(rows, columns, squeeze=False)
-    return figure, list(grid.ravel())
+    figure = Figure(figsize=(9.6, height))
+    return figure, list(figure.subplots(rows, columns, squeeze=False).ravel())
 
 
 def _svg(figure: Figure) -> str:
     """Render without what would differ from run to run."""
-    with mpl.rc_context(_STYLE):
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     return text[text.index("<svg") :]

@@ -32,7 +32,9 @@ def inspection_page(summary: LogSummary, distributions: Distributions) -> str:
 def inspection_parts(summary: LogSummary, distributions: Distributions) -> list[str]:
     """Sizes, pictures and faults of a log, as pieces of a page."""
     rows = inspection_rows(summary)
-    faults = bullets(summary.faults) if summary.faults else paragraph("Nothing looks wrong.")
+    faults = [paragraph("What looks wrong: nothing.")]
+    if summary.faults:
+        faults = [paragraph("What looks wrong:"), bullets(summary.faults)]
     caption = (
         "Distributions of the training file, and how many clicks lie before each test impression."
     )
@@ -41,8 +43,7 @@ def inspection_parts(summary: LogSummary, distributions: Distributions) -> list[
         table(rows[0], rows[1:]),
         paragraph("* quantiles: 0, 25, 50, 75, 95 and 100 %", kind="soft"),
         picture(distributions_svg(distributions), caption),
-        paragraph("What looks wrong:"),
-        faults,
+        *faults,
     ]
 
 

@@ -16,11 +16,11 @@ p { max-width: 76ch; margin: 8px 0; }
 .lead { font-size: 17px; margin: 18px 0 8px; }
 .soft { color: var(--soft); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 14px 0; }
-th, td { padding: 6px 12px; text-align: right; border-bottom: 1px solid var(--line); }
+th, td { padding: 6px 14px; text-align: right; border-bottom: 1px solid var(--line);
+         white-space: nowrap; }
 th { font-weight: 600; color: var(--soft); font-size: 13px; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; padding-left: 4px; }
 tr.first td { background: #eef6fb; font-weight: 600; }
-td.text { text-align: left; }
 .scroll { overflow-x: auto; }
 figure { margin: 18px 0; }
 figure svg { width: 100%; height: auto; display: block; }
@@ -30,6 +30,9 @@ dt { font-weight: 600; } dd { margin: 0; }
 code { font: 13px ui-monospace, Menlo, Consolas, monospace; background: #f3f5f8;
        padding: 1px 4px; border-radius: 3px; }
 li { margin: 3px 0; }
+summary { cursor: pointer; color: var(--accent); margin: 10px 0; }
+pre { font: 12.5px/1.5 ui-monospace, Menlo, Consolas, monospace; background: #f3f5f8;
+      padding: 14px 16px; border-radius: 6px; overflow-x: auto; }
 @media print { body { padding: 0; } h2, figure, tr { break-inside: avoid; } }
 """
 
@@ -59,6 +62,11 @@ def bullets(texts: Iterable[str]) -> str:
     return "<ul>" + "".join(f"<li>{escape(text)}</li>" for text in texts) + "</ul>"
 
 
+def folded(summary: str, text: str) -> str:
+    """Preformatted text behind a line that opens it."""
+    return f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>"
+
+
 def glossary(entries: Iterable[tuple[str, str]]) -> str:
     """Terms and what they mean."""
     body = "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in entries)
@@ -84,4 +92,5 @@ def table(
 
 def picture(svg: str, caption: str) -> str:
     """A picture with what it shows."""
-    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
+    named = svg.replace("<svg", f'<svg role="img" aria-label="{escape(caption, quote=True)}"', 1)
+    return f"<figure>{named}<figcaption>{escape(caption)}</figcaption></figure>"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,20 +22,31 @@ from training.figures import (
 )
 from training.inspection import Distributions, LogSummary
 from training.inspection_report import inspection_parts
-from training.page import glossary, heading, page, paragraph, picture, table
+from training.page import folded, glossary, heading, page, paragraph, picture, table
 
 _SIGNIFICANT = 0.05
+_TITLES = {
+    "thacil": "THACIL",
+    "mean_pooling": "mean pooling",
+    "lstm": "LSTM",
+    "lstm_attention": "LSTM + attention",
+    "atrank": "ATRank",
+    "ncf": "NCF",
+    "bpr": "BPR",
+}
 _TABLE = (
     "model",
     "parameters",
     "AUC per user",
     "gAUC",
-    "log loss",
-    "ECE",
-    "predicted / observed",
     "difference in AUC per user",
     "p",
     "p, Holm",
+)
+_PROBABILITIES = (
+    ("log_loss", "log loss"),
+    ("ece", "ECE"),
+    ("predicted_over_observed", "pred. / obs."),
 )
 _GLOSSARY = {
     "AUC per user": """The paper's eq. 11: for each test user with clicked and other impressions,
@@ -113,29 +124,27 @@ def comparison_json(
 
 
 def comparison_text(found: Comparison, oracle: Mapping[str, float]) -> str:
-    """The table and what follows from it, for a terminal."""
-    rows = [_TABLE, *_rows(found, oracle)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_TABLE))]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return "\n".join([*lines, "", verdict(found)])
+    """The tables and what follows from them, for a terminal."""
+    ranking = _aligned([_TABLE, *_rows(found, oracle)])
+    return "\n".join([*ranking, "", *_aligned(_probability_rows(found)), "", verdict(found)])
+
+
+def titled(label: str) -> str:
+    """Name a contender for readers: ``thacil@paper`` is ``THACIL, paper``."""
+    model, _, variant = label.partition("@")
+    return f"{_TITLES[model]}, {variant.removesuffix('.toml')}" if variant else _TITLES[model]
 
 
 def verdict(found: Comparison) -> str:
     """Say in words what the intervals and p-values allow to be said."""
-    first, differences = found.against, found.differences
+    first, differences = titled(found.against), found.differences
     if not differences:
         return f"{first} stands alone: nothing to hold it against."
     groups: dict[str, list[str]] = {"behind": [], "ahead": [], "level": []}
     for label, one in differences.items():
         sure = one.p_holm < _SIGNIFICANT
         where = "level" if not sure else "ahead" if one.user_auc.difference > 0 else "behind"
-        groups[where].append(label)
+        groups[where].append(titled(label))
     count = next(iter(differences.values())).user_auc.users
     said = []
     if groups["behind"]:
@@ -158,19 +167,20 @@ def comparison_page(
 ) -> str:
     """The whole report as one HTML file, pictures included."""
     seeds = len(next(iter(found.results.values())).seeds)
-    made = f"{len(found.results)} models, {seeds} seed(s) each, {datetime.now(UTC):%d %B %Y}"
+    trained = "one seed each" if seeds == 1 else f"{seeds} seeds each"
+    made = f"{len(found.results)} models, {trained}, {datetime.now(UTC):%d %B %Y}"
     parts = [
         paragraph(made, kind="soft"),
         paragraph(verdict(found), kind="lead"),
         table(_TABLE, _rows(found, oracle), marks_first=True),
     ]
     if found.differences:
-        paired = {label: one.user_auc for label, one in found.differences.items()}
+        paired = {titled(label): one.user_auc for label, one in found.differences.items()}
         caption = (
-            f"Right of the line is better than {found.against}; an interval that crosses it shows "
+            f"Right of the line is better than {titled(found.against)}; an interval that crosses it shows "
             f"no difference at this number of users."
         )
-        parts.append(picture(differences_svg(paired, found.against), caption))
+        parts.append(picture(differences_svg(paired, titled(found.against)), caption))
     parts += [*_list_parts(found, distributions), *_probability_parts(found)]
     parts += [*_user_parts(found), *inspection_parts(summary, distributions), *_protocol(found)]
     return page("Click-through models compared", parts)
@@ -182,13 +192,10 @@ def _rows(found: Comparison, oracle: Mapping[str, float]) -> list[tuple[str, ...
         difference = found.differences.get(label)
         rows.append(
             (
-                label,
+                titled(label),
                 f"{one.parameters:,}",
                 _with_spread(one.mean("user_auc"), one.spread("user_auc")),
                 _with_spread(one.mean("gauc"), one.spread("gauc")),
-                f"{one.mean('log_loss'):.4f}",
-                f"{one.mean('ece'):.4f}",
-                f"{one.mean('predicted_over_observed'):.3f}",
                 *_difference_cells(difference),
             )
         )
@@ -238,22 +245,27 @@ def _list_parts(found: Comparison, distributions: Distributions) -> list[str]:
             )
         )
     for convention in CONVENTIONS:
-        curves = {label: one.lists[convention] for label, one in found.results.items()}
+        curves = {titled(label): one.lists[convention] for label, one in found.results.items()}
         parts.append(picture(curves_svg(curves), captions[convention]))
     return parts
 
 
-def _probability_parts(found: Comparison) -> list[str]:
-    header = ("model", "log loss", "calibrated", "ECE", "calibrated", "pred. / obs.", "calibrated")
-    names = ("log_loss", "ece", "predicted_over_observed")
-    rows = []
+def _probability_rows(found: Comparison) -> list[tuple[str, ...]]:
+    """The header, then each model's figures as the network says and calibrated."""
+    rows = [("model", *(cell for _, title in _PROBABILITIES for cell in (title, "calibrated")))]
     for label, one in found.results.items():
-        pairs = (
-            (np.mean([s.uncalibrated[name] for s in one.seeds]), one.mean(name)) for name in names
-        )
-        rows.append((label, *(f"{value:.4f}" for pair in pairs for value in pair)))
-    before = {label: one.before for label, one in found.results.items()}
-    after = {label: one.after for label, one in found.results.items()}
+        cells = []
+        for name, _ in _PROBABILITIES:
+            raw = float(np.mean([seed.uncalibrated[name] for seed in one.seeds]))
+            cells += [f"{raw:.4f}", f"{one.mean(name):.4f}"]
+        rows.append((titled(label), *cells))
+    return rows
+
+
+def _probability_parts(found: Comparison) -> list[str]:
+    rows = _probability_rows(found)
+    before = {titled(label): one.before for label, one in found.results.items()}
+    after = {titled(label): one.after for label, one in found.results.items()}
     caption = (
         "Test impressions of all seeds in 20 bins of equal size; on the dotted line a prediction "
         "means what it says."
@@ -264,7 +276,7 @@ def _probability_parts(found: Comparison) -> list[str]:
             "Scores are calibrated by a line through the logits that is fitted to validation data "
             "and published with the network. It changes no ranking."
         ),
-        table(header, rows, marks_first=True),
+        table(rows[0], rows[1:], marks_first=True),
         picture(reliability_svg(before, after), caption),
     ]
 
@@ -272,38 +284,62 @@ def _probability_parts(found: Comparison) -> list[str]:
 def _user_parts(found: Comparison) -> list[str]:
     names, users, means = by_history(found)
     validation = {
-        label: [np.array(s.validation) for s in one.seeds] for label, one in found.results.items()
+        titled(label): [np.array(seed.validation) for seed in one.seeds]
+        for label, one in found.results.items()
     }
-    return [
-        heading("Who gains, and when training stops"),
-        picture(
-            by_history_svg(names, users, means),
-            "Mean AUC of the users with so many clicks in training; few users make a noisy point.",
-        ),
-        picture(
-            learning_svg(validation),
-            "gAUC on the validation split after each epoch, a line per seed. The best epoch's "
-            "weights are scored. Splits differ between seeds, not between models.",
-        ),
-    ]
+    parts = [heading("Who gains, and when training stops")]
+    if names:
+        parts.append(
+            picture(
+                by_history_svg(
+                    names, users, {titled(label): each for label, each in means.items()}
+                ),
+                "Mean AUC of the users with so many clicks in training; groups of fewer than 20 "
+                "users are left out.",
+            )
+        )
+    caption = (
+        "gAUC on the validation split after each epoch, a line per seed. The best epoch's weights "
+        "are scored. Splits differ between seeds, not between models."
+    )
+    return [*parts, picture(learning_svg(validation), caption)]
 
 
 def _protocol(found: Comparison) -> list[str]:
-    changed = departures(found)
+    against = found.results[found.against].contender
     rows = [
-        (label, ", ".join(f"{key} = {value}" for key, value in settings.items()) or "as all")
-        for label, settings in changed.items()
+        (titled(label), ", ".join(f"{key} = {value}" for key, value in settings.items()))
+        for label, settings in departures(found).items()
+        if settings
     ]
+    said = "All models share one configuration."
+    same = [paragraph(said)] if not rows else [table(("model", "differs in"), rows)]
     return [
         heading("How it was done"),
         paragraph(
             "One protocol: for each seed all models learn from the same impressions, are stopped "
             "by gAUC on the same validation videos, held out of training, and are calibrated on "
-            "them. The test file is scored once, with the weights of the best epoch."
+            "them. The test file is scored with the weights of the best epoch; nothing is chosen "
+            "by it."
         ),
-        table(("model", f"differs from {found.against} in"), rows),
+        *same,
+        folded(
+            f"Configuration of {titled(found.against)}",
+            json.dumps(against.config.model_dump(mode="json", exclude={"seed"}), indent=2),
+        ),
         heading("What the numbers are"),
         glossary(_GLOSSARY.items()),
+    ]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.rjust(width) if place else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
     ]
 
 
