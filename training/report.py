@@ -288,7 +288,7 @@ def _user_parts(found: Comparison) -> list[str]:
         for label, one in found.results.items()
     }
     parts = [heading("Who gains, and when training stops")]
-    if names:
+    if len(names) > 1:
         parts.append(
             picture(
                 by_history_svg(
