@@ -22,6 +22,7 @@ from training.figures import (
 )
 from training.inspection import Distributions, LogSummary
 from training.inspection_report import inspection_parts
+from training.metrics import RELIABILITY_BINS
 from training.page import folded, glossary, heading, page, paragraph, picture, table
 
 _SIGNIFICANT = 0.05
@@ -181,7 +182,7 @@ def comparison_page(
             f"no difference at this number of users."
         )
         parts.append(picture(differences_svg(paired, titled(found.against)), caption))
-    parts += [*_list_parts(found, distributions), *_probability_parts(found)]
+    parts += [*_list_parts(found, distributions), *_probability_parts(found, summary)]
     parts += [*_user_parts(found), *inspection_parts(summary, distributions), *_protocol(found)]
     return page("Click-through models compared", parts)
 
@@ -262,7 +263,7 @@ def _probability_rows(found: Comparison) -> list[tuple[str, ...]]:
     return rows
 
 
-def _probability_parts(found: Comparison) -> list[str]:
+def _probability_parts(found: Comparison, summary: LogSummary) -> list[str]:
     rows = _probability_rows(found)
     before = {titled(label): one.before for label, one in found.results.items()}
     after = {titled(label): one.after for label, one in found.results.items()}
@@ -274,11 +275,20 @@ def _probability_parts(found: Comparison) -> list[str]:
         heading("Probabilities"),
         paragraph(
             "Scores are calibrated by a line through the logits that is fitted to validation data "
-            "and published with the network. It changes no ranking."
+            "and published with the network. It changes no ranking. " + _noise(summary)
         ),
         table(rows[0], rows[1:], marks_first=True),
         picture(reliability_svg(before, after), caption),
     ]
+
+
+def _noise(summary: LogSummary) -> str:
+    """Say how large an ECE is by chance: each bin's share is a mean of so many coin tosses."""
+    if summary.test is None:
+        return ""
+    share, count = summary.test.click_share, summary.test.impressions
+    noise = math.sqrt(2 * share * (1 - share) * RELIABILITY_BINS / (math.pi * count))
+    return f"Perfect probabilities would have an ECE of about {noise:.4f} on this test file."
 
 
 def _user_parts(found: Comparison) -> list[str]:
