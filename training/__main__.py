@@ -326,7 +326,9 @@ def _add_reports(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         help=f"each MODEL, MODEL@PRESET or MODEL@FILE.toml; models are {', '.join(MODELS)} "
         "(all, when not given)",
     )
-    compare.add_argument("--seeds", type=_count, default=3, metavar="N", help="1..N (3)")
+    compare.add_argument(
+        "--seeds", type=_count, default=3, metavar="N", help="seeds 1 to N of each (3)"
+    )
     compare.add_argument(
         "--preset", choices=PRESETS, default="modern", help="of models that name none (modern)"
     )

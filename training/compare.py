@@ -173,6 +173,12 @@ def contenders(
             )
         except ConfigError as exc:
             faults.append(f"{name}: {exc}")
+    labels = [one.label for one in found]
+    faults += [
+        f"two contenders would be called {label}: rename a file"
+        for label in sorted(set(labels))
+        if labels.count(label) > 1 and names.count(label) < 2  # noqa: PLR2004  twice is told above
+    ]
     if faults or not found:
         raise ConfigError("\n".join(faults or ["no model is named"]))
     return found

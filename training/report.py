@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from training.compare import CONVENTIONS, Comparison, Difference, by_history, departures
 from training.figures import (
@@ -103,6 +105,7 @@ def comparison_json(
     return _finite(
         {
             "against": found.against,
+            "versions": _versions(),
             "oracle": dict(oracle),
             "data": asdict(summary),
             "models": {
@@ -169,7 +172,8 @@ def comparison_page(
     """The whole report as one HTML file, pictures included."""
     seeds = len(next(iter(found.results.values())).seeds)
     trained = "one seed each" if seeds == 1 else f"{seeds} seeds each"
-    made = f"{len(found.results)} models, {trained}, {datetime.now(UTC):%d %B %Y}"
+    versions = ", ".join(f"{name} {version}" for name, version in _versions().items())
+    made = f"{len(found.results)} models, {trained}; {datetime.now(UTC):%d %B %Y}, {versions}"
     parts = [
         paragraph(made, kind="soft"),
         paragraph(verdict(found), kind="lead"),
@@ -351,6 +355,14 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "Python": platform.python_version(),
+        "PyTorch": torch.__version__,
+        "NumPy": np.__version__,
+    }
 
 
 def _finite(value: Any) -> Any:

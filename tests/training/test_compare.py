@@ -173,6 +173,15 @@ def test_all_faults_of_the_field_are_told_at_once() -> None:
     assert "no preset 'future'" in text
 
 
+def test_files_of_one_name_are_told_apart_by_refusal(tiny: Path, tmp_path: Path) -> None:
+    """Two files that would give two contenders one name and one directory are refused."""
+    other = tmp_path / tiny.name
+    other.write_text(TINY)
+
+    with pytest.raises(ConfigError, match=r"two contenders would be called lstm@tiny\.toml"):
+        contenders([f"lstm@{tiny}", f"lstm@{other}"])
+
+
 def test_who_is_held_against_must_take_part(log: ClickLog, tiny: Path, tmp_path: Path) -> None:
     """No thacil in the field and none named: refused, with the way out."""
     field = contenders(["bpr"], overrides=tiny)
