@@ -77,6 +77,12 @@ def score(network: Network, examples: Examples) -> FloatArray:
     return logits
 
 
+def train_examples(config: RunConfig, log: ClickLog, impressions: Impressions) -> Examples:
+    """Impressions of the training videos, with the clicks that each may see as history."""
+    videos = VideoTable.from_log(log.train_features, log.train, log.num_categories)
+    return _examples(config, log, impressions, videos)
+
+
 def test_examples(config: RunConfig, log: ClickLog, impressions: Impressions) -> Examples:
     """Impressions of the test videos, with the clicks on training videos as history.
 
@@ -85,15 +91,21 @@ def test_examples(config: RunConfig, log: ClickLog, impressions: Impressions) ->
     """
     if log.test_features is None:
         raise DataError("the log has no test_cover_image_feature.npy: nothing to score")
-    shape = config.network
+    videos = VideoTable.from_log(log.test_features, impressions, log.num_categories)
+    return _examples(config, log, impressions, videos)
+
+
+def _examples(
+    config: RunConfig, log: ClickLog, impressions: Impressions, candidates: VideoTable
+) -> Examples:
     return Examples(
         impressions,
-        VideoTable.from_log(log.test_features, impressions, log.num_categories),
+        candidates,
         ClickHistories.from_impressions(log.train),
         VideoTable.from_log(log.train_features, log.train, log.num_categories),
         policy=history_policy(config),
-        history_length=shape.num_blocks * shape.block_size,
-        block_size=shape.block_size,
+        history_length=config.network.num_blocks * config.network.block_size,
+        block_size=config.network.block_size,
     )
 
 

@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from training.config import RunConfig, parse_config
 from training.errors import ConfigError, DataError
-from training.evaluate import build_network, history_policy, measure, score
-from training.examples import Examples, VideoTable
-from training.interactions import ClickHistories, ClickLog, Impressions
+from training.evaluate import build_network, measure, score, train_examples
+from training.examples import Examples
+from training.interactions import ClickLog, Impressions
 from training.models import Network, PersonalNetwork
 from training.models.thacil import Thacil
 from training.objective import epoch_batches, loss_of
@@ -132,7 +132,7 @@ def fit(config: RunConfig, log: ClickLog, out: Path) -> Progress:
     optimizer = _optimizer(network, config)
     run = Run(out, config, sizes={**sizes, "train_rows": len(log.train)})
     progress = run.load(network, optimizer)
-    examples = tuple(_examples(config, log, part) for part in (learns, validates))
+    examples = tuple(train_examples(config, log, part) for part in (learns, validates))
     while not progress.done:
         _epoch(config, network, optimizer, examples, progress)
         run.save(network, optimizer, progress)
@@ -159,19 +159,6 @@ def load_run(run: Path) -> tuple[RunConfig, Network]:
     network = build_network(config, **sizes)
     network.load_state_dict(state)
     return config, network.eval()
-
-
-def _examples(config: RunConfig, log: ClickLog, impressions: Impressions) -> Examples:
-    videos = VideoTable.from_log(log.train_features, log.train, log.num_categories)
-    return Examples(
-        impressions,
-        videos,
-        ClickHistories.from_impressions(log.train),
-        videos,
-        policy=history_policy(config),
-        history_length=config.network.num_blocks * config.network.block_size,
-        block_size=config.network.block_size,
-    )
 
 
 def _epoch(
