@@ -24,10 +24,11 @@ from torch.utils.data import DataLoader
 from benchmarks.per_row import PerRowDataset, PerRowThacil
 from model_store import FloatArray
 from training.config import RunConfig, load_config
-from training.evaluate import build_network, forward, score, test_examples
-from training.examples import Examples, VideoTable
-from training.interactions import ClickHistories, ClickLog, Impressions
-from training.models.thacil import Thacil
+from training.evaluate import build_network, score, test_examples, train_examples
+from training.fit import make_optimizer, train_step
+from training.interactions import ClickLog, Impressions
+from training.models import Network
+from training.objective import epoch_batches
 
 CATEGORIES, FEATURES, CLICKS, BATCH = 512, 512, 160, 128
 TRAIN_ROWS, TEST_ROWS, CLICK_SHARE = 816, 343, 0.2
@@ -109,30 +110,17 @@ def per_row(world: World, impressions: Impressions, features: FloatArray) -> Per
     )
 
 
-def train_ours(world: World, config: RunConfig, network: Thacil, batch_size: int) -> Iterator[int]:
+def train_ours(world: World, config: RunConfig, network: Network) -> Iterator[int]:
     """Train as ``fit`` does; rows of each step."""
-    videos = VideoTable.from_log(world.log.train_features, world.log.train, CATEGORIES)
-    examples = Examples(
-        world.learns,
-        videos,
-        ClickHistories.from_impressions(world.log.train),
-        videos,
-        policy=config.data.history,
-        history_length=CLICKS,
-        block_size=config.network.block_size,
-    )
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+    examples = train_examples(config, world.log, world.learns)
+    optimizer = make_optimizer(network, config)
     network.train()
-    for batch in examples.shuffled(batch_size, np.random.default_rng(0)):
-        loss = nn.functional.binary_cross_entropy_with_logits(forward(network, batch), batch.labels)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 5.0)
-        optimizer.step()
+    for batch in epoch_batches(config, examples, np.random.default_rng(0)):
+        train_step(network, optimizer, batch, clip_norm=config.optim.clip_norm)
         yield len(batch.labels)
 
 
-def score_ours(world: World, config: RunConfig, network: Thacil) -> Iterator[int]:
+def score_ours(world: World, config: RunConfig, network: Network) -> Iterator[int]:
     """Score all test impressions as ``evaluate`` does."""
     yield len(score(network, test_examples(config, world.log, world.test)))
 
@@ -154,7 +142,7 @@ def rate_whole(steps: Iterator[int]) -> float:
     return sum(steps) / (time.perf_counter() - begin)
 
 
-def same_answers(world: World, config: RunConfig, ours: Thacil, reference: PerRowThacil) -> float:
+def same_answers(world: World, config: RunConfig, ours: Network, reference: PerRowThacil) -> float:
     """Largest difference of logits on test impressions, with the same weights on both sides."""
     reference.load_state_dict(ours.state_dict())
     few = world.test.take(np.linspace(0, len(world.test) - 1, 4 * BATCH).astype(np.int64))
@@ -170,6 +158,9 @@ def same_answers(world: World, config: RunConfig, ours: Thacil, reference: PerRo
 
 def measure(world: World, config: RunConfig, *, rounds: int, seconds: float) -> dict[str, float]:
     """Time both sides in turns; flat name -> number."""
+    small = config.model_copy(
+        update={"optim": config.optim.model_copy(update={"batch_size": BATCH})}
+    )
     ours = build_network(config, feature_dim=FEATURES, num_categories=CATEGORIES)
     reference = PerRowThacil(FEATURES, CATEGORIES)
     difference = same_answers(world, config, ours, reference)
@@ -179,10 +170,8 @@ def measure(world: World, config: RunConfig, *, rounds: int, seconds: float) -> 
         )
     sides: dict[str, Callable[[], float]] = {
         "train_per_row": lambda: rate(train_per_row(world, reference), seconds),
-        "train_ours": lambda: rate(
-            train_ours(world, config, ours, config.optim.batch_size), seconds
-        ),
-        "train_ours_batch_128": lambda: rate(train_ours(world, config, ours, BATCH), seconds),
+        "train_ours": lambda: rate(train_ours(world, config, ours), seconds),
+        "train_ours_batch_128": lambda: rate(train_ours(world, small, ours), seconds),
         "evaluate_per_row": lambda: rate(score_per_row(world, reference), seconds),
         "evaluate_ours": lambda: rate_whole(score_ours(world, config, ours)),
     }

@@ -11,6 +11,7 @@ W clicks of a group at most  B blocks x S clicks  D embedding
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,7 @@ from training.models.thacil import Profile, Thacil
 
 # exp(-60) is still a normal float32, also as the sum of a block's weights times its values.
 _LOWEST_SCORE = -60.0
+_PIECE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,40 @@ def shared_logits(
     return network.head(user_ND, candidates_ND)
 
 
+def score_runs(
+    network: Thacil, profile: Profile, runs_U: Sequence[int], candidates_ND: Tensor
+) -> Tensor:
+    """Score many candidates per history, for evaluation: logits [N].
+
+    Args:
+        network: in evaluation mode.
+        profile: of U histories.
+        runs_U: how many candidates each history has.
+        candidates_ND: embedded candidates, history after history.
+    """
+    attention, width = network.target_attention, network.shape.embedding_dim
+    user_weight, item_weight = network.hidden.weight.split(width, dim=1)
+    key_UBD = attention.value(profile.blocks)
+    filled_U = profile.valid.sum(dim=1).tolist()
+    # Small pieces: what lies between two products stays in the processor's cache.
+    pieces = [
+        (user, piece)
+        for user, run in enumerate(candidates_ND.split(list(runs_U)))
+        for piece in run.split(_PIECE)
+    ]
+    logits = []
+    for user, candidates in pieces:
+        # A user without clicks attends uniformly to blocks that are all alike.
+        blocks = slice(0, filled_U[user] or None)
+        hidden_NBD = (key_UBD[user, blocks] + attention.query(candidates)[:, None]).relu_()
+        weights_NBD = torch.softmax(attention.score(hidden_NBD), dim=1)
+        user_ND = weights_NBD.mul_(profile.blocks[user, blocks]).sum(dim=1)
+        hidden_NE = functional.linear(candidates, item_weight, network.hidden.bias)
+        hidden_NE += functional.linear(user_ND, user_weight)
+        logits.append(network.output(hidden_NE.relu_()).squeeze(-1))
+    return torch.cat(logits)
+
+
 def shared_profile(network: Thacil, videos_VD: Tensor, windows: Windows) -> Profile:
     """Profile every history: blocks [U, B', D], B' the blocks that the longest one fills."""
     size = network.shape.block_size
@@ -83,7 +119,33 @@ def shared_profile(network: Thacil, videos_VD: Tensor, windows: Windows) -> Prof
     weight, weighted = sums_UBD.chunk(2, dim=-1)
     # An empty block has neither weight nor value: zeros, as the reference gives it.
     local_UBD = weighted / weight.masked_fill(~valid_UB[..., None], 1.0)
-    return network.fuse(local_UBD, valid_UB)
+    blocks_UBD = network.norm(local_UBD + _earlier_blocks(network, local_UBD, valid_UB))
+    return Profile(blocks_UBD, valid_UB)
+
+
+def _earlier_blocks(network: Thacil, local_UBD: Tensor, valid_UB: Tensor) -> Tensor:
+    """Attend to what came before each block (eqs. 6 to 8), over pairs that may: [U, B', D]."""
+    attention, count = network.self_attention, local_UBD.shape[1]
+    later_P, earlier_P = torch.tril_indices(count, count, -1, device=local_UBD.device)
+    # 5 tanh(x / 5): the inner fifth on the few blocks, the outer factor on the one kernel.
+    query_UBD = (attention.query(local_UBD) + attention.bias.repeat(attention.num_heads)) / 5.0
+    key_UBD = attention.key(local_UBD) / 5.0
+    value_UBD = attention.value(local_UBD) * valid_UB[..., None]
+    pairs_UPD = torch.tanh(key_UBD.index_select(1, later_P) + query_UBD.index_select(1, earlier_P))
+    heads_UPHK = pairs_UPD.unflatten(-1, (attention.num_heads, -1))
+    scores_UPD = functional.linear(heads_UPHK, 5.0 * attention.score.weight).flatten(-2)
+    peak_UD = scores_UPD.detach().amax(dim=1, keepdim=True) if count > 1 else scores_UPD
+    weight_UPD = torch.exp((scores_UPD - peak_UD).clamp(min=_LOWEST_SCORE))
+    weight_UPD = weight_UPD * valid_UB.index_select(1, earlier_P)[..., None]
+    rows_B = torch.arange(1, count, device=local_UBD.device)
+    member_BP = (rows_B[:, None] == later_P).to(local_UBD.dtype)
+    total_UBD = member_BP @ weight_UPD
+    mean_UBD = member_BP @ (weight_UPD * value_UBD.index_select(1, earlier_P))
+    # A block without a valid predecessor takes the mean over all B blocks.
+    first_U1D = value_UBD.sum(dim=1, keepdim=True) / network.shape.num_blocks
+    alone_UBD = total_UBD == 0
+    mean_UBD = torch.where(alone_UBD, first_U1D, mean_UBD / total_UBD.masked_fill(alone_UBD, 1.0))
+    return torch.cat([first_U1D, mean_UBD], dim=1)
 
 
 def _weighted(network: Thacil, videos_VD: Tensor) -> Tensor:
