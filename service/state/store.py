@@ -26,7 +26,6 @@ from service.state.facts import (
     Cursors,
     Deleted,
     History,
-    Lifetimes,
     NewClick,
     NewProfile,
     View,
