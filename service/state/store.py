@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Final
 
+from service.lifetimes import Lifetimes
 from service.state.change_log import read_logs
 from service.state.codec import (
     META_BYTES,
