@@ -261,7 +261,7 @@ def plain(redis: Server, command: Sequence[str], total: int) -> float:
     """Return commands per second by redis-benchmark, pipelined as ours are."""
     told = subprocess.check_output(
         [
-            "redis-benchmark",
+            shutil.which("redis-benchmark") or "redis-benchmark",
             "-s",
             str(redis.path),
             "-n",
