@@ -80,7 +80,7 @@ def read_dump(stream: BinaryIO) -> Iterator[UserFacts | VideoFacts]:
         kind, length, checksum = _RECORD.unpack(header)
         payload = _exactly(stream, length, what)
         if zlib.crc32(payload) != checksum:
-            raise DumpError(f"{what} is damaged: its checksum is wrong")
+            raise DumpError(f"{what} of the dump is damaged: its checksum is wrong")
         if kind == _END:
             _check_trailer(payload, users, videos, digest.digest())
             return
@@ -93,7 +93,9 @@ def read_dump(stream: BinaryIO) -> Iterator[UserFacts | VideoFacts]:
             videos += 1
             yield _video(payload)
         else:
-            raise DumpError(f"{what} is of kind {kind}, which this version does not know")
+            raise DumpError(
+                f"{what} of the dump is of kind {kind}, which this version does not know"
+            )
 
 
 def _check_trailer(payload: bytes, users: int, videos: int, digest: bytes) -> None:

@@ -63,9 +63,16 @@ def redis_server(
         process.wait()
 
 
-def start_server(binary: Path, directory: Path, *flags: str, port: int) -> subprocess.Popen:
+def start_server(
+    binary: Path, directory: Path, *flags: str, port: int, conf: Path | None = None
+) -> subprocess.Popen:
+    """Start a redis-server, or, with its configuration, a Sentinel."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if conf is None:
+        command = [str(binary), "--port", str(port), "--dir", str(directory), "--save", "", *flags]
+    else:
+        command = [str(binary), str(conf), "--sentinel"]
     # A locale that orders letters unlike bytes, where there is one: nothing may depend on it.
-    command = [str(binary), "--port", str(port), "--dir", str(directory), "--save", "", *flags]
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, env={**os.environ, "LC_ALL": "C.UTF-8"}
     )
