@@ -31,7 +31,7 @@ from redis.exceptions import (
 )
 
 from service import metrics
-from service.state.clients import Limits, make_client
+from service.state.clients import Limits, close_client, make_client
 
 Call = tuple[Any, ...]
 """A command and its arguments."""
@@ -172,7 +172,7 @@ class Door:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._client.aclose()
+        await close_client(self._client)
 
     async def call(self, calls: Sequence[Call], *, scripts: Sequence[Script] = ()) -> list[Any]:
         """Send commands and return their answers, one each.
