@@ -11,10 +11,10 @@ STAMP := .venv/.installed
 DATA ?=
 ONCE ?=
 
-.PHONY: help install check test demo format clean
+.PHONY: help install check test demo bench-state format clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 10
 
 install: $(STAMP)  ## make .venv and install everything into it
 
@@ -36,6 +36,9 @@ test: $(STAMP)  ## the whole test suite, no GPU and no network needed
 
 demo: $(STAMP)  ## train, publish, serve and report; DATA=DIR takes your log, ONCE=1 ends after the report
 	@$(BIN)/python deploy/demo.py --data "$(or $(DATA),none)" $(if $(ONCE),--once)
+
+bench-state: $(STAMP)  ## memory and speed of the store, into benchmarks/results
+	PYTHONPATH=. $(BIN)/python benchmarks/state.py
 
 format: $(STAMP)  ## rewrite the code in the house format
 	$(BIN)/ruff check --fix-only --exit-zero . && $(BIN)/ruff format .

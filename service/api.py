@@ -3,86 +3,46 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import numpy as np
 from fastapi import APIRouter, Depends, Request, Response
-from pydantic import ValidationError
 
 from model_store import FloatArray, ModelStoreError
 from service import bodies, metrics
-from service.events import Events
-from service.live_model import LiveModel, NoModelError
+from service.answers import PROBLEMS, check_limit, json_answer
+from service.event_body import EVENTS_SCHEMA, events_body
+from service.live_model import NoModelError
+from service.parts import PartsOf
 from service.problems import ProblemError
-from service.scoring import Candidate, FeatureWidthError, Ranking, Scoring
-from service.settings import Settings
-from service.state import FEATURE_LIMIT, State, Video
+from service.scoring import Candidate, FeatureWidthError, HistoryBehindError, Ranking, Wishes
+from service.state import StateDownError, Video
 
 _FLOAT32_LIMIT: Final = float(np.finfo(np.float32).max)
-_PROBLEM: Final[dict[int | str, dict[str, Any]]] = {
-    status: {"model": bodies.ProblemOut} for status in (400, 413, 422, 503)
-}
 
-router = APIRouter(responses=_PROBLEM)
+router = APIRouter(responses=PROBLEMS)
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What the routes speak to; put together by the app."""
-
-    settings: Settings
-    state: State
-    live: LiveModel
-    scoring: Scoring
-    events: Events
-
-
-def _parts(request: Request) -> Parts:
-    parts: Parts = request.app.state.parts
-    return parts
-
-
-PartsOf = Annotated[Parts, Depends(_parts)]
-
-
-@router.put("/videos", response_model=bodies.VideosOut)
-async def put_videos(body: bodies.VideosIn, parts: PartsOf) -> Response:
-    """Register videos, or change them. Features are kept as float16."""
-    _limit("videos", len(body.videos), parts.settings.max_videos)
-    width = parts.live.current().manifest.layout.feature_dim
-    good: list[tuple[str, Video]] = []
-    faults: list[dict[str, object]] = []
-    for index, raw in enumerate(body.videos):
-        try:
-            good.append(_video(raw, width))
-        except ValidationError as exc:
-            faults.append({"index": index, "reason": bodies.reasons(exc)})
-        except ValueError as exc:
-            faults.append({"index": index, "reason": str(exc)})
-    written = await parts.state.register(good)
-    unchanged = len(written) - sum(written)
-    return _json({"accepted": len(good), "unchanged": unchanged, "faults": faults})
-
-
-@router.get("/videos/{video_id:path}", response_model=bodies.VideoIn)
-async def get_video(video_id: str, parts: PartsOf) -> Response:
-    """Read a registered video."""
-    [video] = (await parts.state.videos([video_id])).videos
-    if video is None:
-        raise ProblemError(404, f"video {video_id!r} is not registered: PUT /videos does it")
-    features = video.features.tolist()
-    return _json({"video_id": video_id, "category": video.category, "features": features})
-
-
-@router.post("/events", response_model=bodies.EventsOut, response_model_exclude_none=True)
-async def post_events(body: bodies.EventsIn, parts: PartsOf) -> Response:
+@router.post(
+    "/events",
+    response_model=bodies.EventsOut,
+    response_model_exclude_none=True,
+    openapi_extra={"requestBody": EVENTS_SCHEMA},
+)
+async def post_events(
+    events: Annotated[list[object], Depends(events_body)], parts: PartsOf
+) -> Response:
     """Append clicks. Once this answers, every score reflects them; repeating it is safe."""
-    _limit("events", len(body.events), parts.settings.max_events)
-    verdicts, users = await parts.events.record(body.events)
+    check_limit("events", len(events), parts.settings.max_events)
+    verdicts, users = await parts.events.record(events)
+    if verdicts and all(verdict.status == "invalid" for verdict in verdicts):
+        faults = [
+            {"pointer": f"/events/{index}", "detail": str(verdict.reason)}
+            for index, verdict in enumerate(verdicts[:20])
+        ]
+        raise ProblemError(422, f"none of {len(verdicts)} events is valid", errors=faults)
     results = []
     for verdict in verdicts:
         result: dict[str, object] = {"status": verdict.status}
@@ -95,24 +55,28 @@ async def post_events(body: bodies.EventsIn, parts: PartsOf) -> Response:
         user: {"history_version": position.version, "history_length": position.length}
         for user, position in users.items()
     }
-    return _json({"results": results, "users": standing})
+    return json_answer({"results": results, "users": standing})
 
 
 @router.post("/score", response_model=bodies.ScoreOut, response_model_exclude_none=True)
 async def post_score(body: bodies.ScoreIn, request: Request, parts: PartsOf) -> Response:
     """Rank candidates by the probability that this user clicks them."""
     start = time.perf_counter()
-    _limit("candidates", len(body.candidates), parts.settings.max_candidates)
+    check_limit("candidates", len(body.candidates), parts.settings.max_candidates)
     candidates = _candidates(body.candidates)
     try:
-        ranking = await parts.scoring.rank(body.user_id, candidates, top_k=body.top_k)
+        wishes = Wishes(body.top_k, body.min_history_version, body.strict)
+        ranking = await parts.scoring.rank(body.user_id, candidates, wishes)
+    except HistoryBehindError as exc:
+        members = {"history_version": exc.version}
+        raise ProblemError(409, str(exc), members=members) from None
     except FeatureWidthError as exc:
         fault = {"pointer": f"/candidates/{exc.index}/features", "detail": str(exc)}
         raise ProblemError(422, f"candidate {exc.index}: {exc}", errors=[fault]) from None
     answer = _score_answer(ranking)
     answer["request_id"] = request.state.request_id
     answer["took_ms"] = round((time.perf_counter() - start) * 1e3, 3)
-    return _json(answer)
+    return json_answer(answer)
 
 
 @router.get("/models", response_model=bodies.ModelsOut)
@@ -128,7 +92,7 @@ async def get_models(parts: PartsOf) -> Response:
         serving: str | None = parts.live.current().manifest.version
     except NoModelError:
         serving = None
-    return _json({"versions": versions, "current": current, "serving": serving})
+    return json_answer({"versions": versions, "current": current, "serving": serving})
 
 
 @router.get("/health/live")
@@ -139,10 +103,18 @@ async def get_live() -> dict[str, str]:
 
 @router.get("/health/ready")
 async def get_ready(parts: PartsOf) -> dict[str, str]:
-    """Say that a model is open and Redis answers."""
+    """Say that a model is open, and that Redis has been reached since the start.
+
+    A process that has seen Redis stays ready without it: it still answers, degraded.
+    """
     version = parts.live.current().manifest.version
-    await parts.state.ping()
-    return {"status": "ready", "version": version}
+    try:
+        await parts.state.ping()
+    except StateDownError:
+        if not parts.state.reached:
+            raise
+        return {"status": "ready", "version": version, "redis": "down"}
+    return {"status": "ready", "version": version, "redis": "up"}
 
 
 @router.get("/metrics", response_class=Response)
@@ -150,26 +122,6 @@ async def get_metrics() -> Response:
     """Show the metrics of all workers to Prometheus."""
     text = await asyncio.to_thread(metrics.exposition)
     return Response(text, media_type=metrics.CONTENT_TYPE)
-
-
-def _json(body: object) -> Response:
-    text = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return Response(text, media_type="application/json")
-
-
-def _limit(what: str, count: int, limit: int) -> None:
-    if count > limit:
-        raise ProblemError(413, f"{count} {what} in one call, {limit} are allowed: split the call")
-
-
-def _video(raw: object, width: int) -> tuple[str, Video]:
-    given = bodies.VideoIn.model_validate(raw)
-    if len(given.features) != width:
-        raise ValueError(f"features: {len(given.features)} given, the model takes {width}")
-    features = np.array(given.features, np.float64)
-    if features.size and np.abs(features).max() > FEATURE_LIMIT:
-        raise ValueError(f"features: magnitudes above {FEATURE_LIMIT:.0f} cannot be stored")
-    return given.video_id, Video(given.category, features.astype(np.float32))
 
 
 def _candidates(given: Sequence[bodies.CandidateIn]) -> list[Candidate]:
@@ -203,8 +155,11 @@ def _score_answer(ranking: Ranking) -> dict[str, object]:
         if row.reason is not None:
             result["reason"] = row.reason
         results.append(result)
-    return {
+    answer: dict[str, object] = {
         "model": {"name": ranking.model_name, "version": ranking.model_version},
         "history": {"length": ranking.history.length, "version": ranking.history.version},
         "results": results,
     }
+    if ranking.degraded is not None:
+        answer["degraded"] = {"level": ranking.degraded.level, "reason": ranking.degraded.reason}
+    return answer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
@@ -13,17 +13,19 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from model_store import ModelStore, ModelStoreError
-from service import metrics
-from service.api import Parts, router
+from service import api, metrics, user_api, video_api
+from service.background import Background
+from service.changes import Changes
 from service.edge import Edge
 from service.events import Events
 from service.live_model import LiveModel, NoModelError
 from service.logs import configure_logs
+from service.parts import Parts
 from service.problems import ProblemError, problem_response
 from service.profiles import Profiles
 from service.scoring import Scoring
 from service.settings import Settings
-from service.state import State, StateDownError
+from service.state import State, StateDownError, StateFullError
 
 _CANCEL_SECONDS = 0.2
 
@@ -53,7 +55,8 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(
         title="Click-through prediction for micro-videos", lifespan=lifespan, redoc_url=None
     )
-    app.include_router(router)
+    for routes in (api, video_api, user_api):
+        app.include_router(routes.router)
     app.add_middleware(Edge, max_body_bytes=settings.max_body_bytes)
     for error in (
         ProblemError,
@@ -79,32 +82,54 @@ async def _assembled(settings: Settings, url: str) -> AsyncIterator[Parts]:
         stack.callback(metrics.forget_process)
         executor = ThreadPoolExecutor(settings.threads, "model")
         stack.callback(executor.shutdown, cancel_futures=True)
-        state = State(url, timeout_seconds=settings.redis_timeout_seconds)
+        state = State(
+            url, timeout_seconds=settings.redis_timeout_seconds, lifetimes=settings.lifetimes
+        )
         stack.push_async_callback(state.close)
         live = LiveModel(
             ModelStore(settings.model_store), executor, poll_seconds=settings.model_poll_seconds
         )
         await _open_model(live, wait=settings.wait_for_model)
-        profiles = Profiles(
-            state,
-            live,
-            executor=executor,
-            # One call's candidates must fit beside another's.
-            cached_rows=max(settings.cached_rows, 2 * settings.max_candidates),
-            queue_size=settings.profile_queue,
-        )
-        stack.push_async_callback(profiles.close)
-        for work in (live.follow(), profiles.run()):
+        parts = _wired(settings, state, live, executor=executor)
+        try:
+            await parts.changes.poll()
+        except StateDownError as exc:
+            _log.warning("not ready, waiting for Redis: %s", exc)
+        stack.push_async_callback(parts.profiles.close)
+        for work in (live.follow(), parts.changes.run(), parts.background.run()):
             stack.push_async_callback(_cancelled, asyncio.create_task(work))
-        yield Parts(
-            settings=settings,
-            state=state,
-            live=live,
-            scoring=Scoring(state, live, profiles=profiles, executor=executor),
-            events=Events(
-                state, profiles, future_tolerance_seconds=settings.future_tolerance_seconds
-            ),
-        )
+        yield parts
+
+
+def _wired(settings: Settings, state: State, live: LiveModel, *, executor: Executor) -> Parts:
+    changes = Changes(state, poll_seconds=settings.change_poll_seconds)
+    profiles = Profiles(
+        state,
+        changes,
+        executor=executor,
+        # One call's candidates must fit beside another's.
+        cached_rows=max(settings.cached_rows, 2 * settings.max_candidates),
+        last_profiles=settings.last_profiles,
+    )
+    scoring = Scoring(state, live, profiles=profiles, executor=executor, threads=settings.threads)
+    background = Background(
+        profiles,
+        live,
+        busy=lambda: scoring.busy,
+        queue_size=settings.profile_queue,
+        patience_seconds=settings.profile_patience_seconds,
+    )
+    tolerance = settings.future_tolerance_seconds
+    return Parts(
+        settings=settings,
+        state=state,
+        live=live,
+        changes=changes,
+        profiles=profiles,
+        background=background,
+        scoring=scoring,
+        events=Events(state, background, future_tolerance_seconds=tolerance),
+    )
 
 
 async def _open_model(live: LiveModel, *, wait: bool) -> None:
@@ -139,9 +164,16 @@ def _problem(error: Exception) -> ProblemError:
             return _validation_problem(error)
         case HTTPException():
             return ProblemError(error.status_code, str(error.detail))
+        case StateFullError():
+            _log.error("%s", error)
+            return ProblemError(
+                503, "Redis is full and takes nothing new, what was acknowledged is safe: try later"
+            )
         case StateDownError():
             _log.error("%s", error)
-            return ProblemError(503, "the store is down, nothing was lost: try again")
+            return ProblemError(
+                503, "Redis does not answer, what was acknowledged is safe: try again"
+            )
         case _:
             return ProblemError(503, str(error))
 

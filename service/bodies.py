@@ -29,15 +29,23 @@ _RFC3339: Final = re.compile(
 )
 
 
-def _identifier(value: str) -> str:
+def identifier_fault(value: str) -> str | None:
+    """Say what is wrong with an id, if anything is."""
     try:
         size = len(value.encode())
     except UnicodeEncodeError:
-        raise ValueError("an id must be valid Unicode") from None
+        return "an id must be valid Unicode"
     if not 1 <= size <= _ID_BYTES:
-        raise ValueError(f"an id has 1 to {_ID_BYTES} bytes, this one has {size}")
+        return f"an id has 1 to {_ID_BYTES} bytes, this one has {size}"
     if not value.isprintable() and any(unicodedata.category(c) == "Cc" for c in value):
-        raise ValueError("an id has no control characters")
+        return "an id has no control characters"
+    return None
+
+
+def _identifier(value: str) -> str:
+    fault = identifier_fault(value)
+    if fault is not None:
+        raise ValueError(fault)
     return value
 
 
@@ -140,6 +148,8 @@ class ScoreIn(_Body):
     user_id: Identifier
     candidates: Annotated[list[CandidateIn], Field(min_length=1)]
     top_k: Annotated[int, Strict(), Field(ge=1)] | None = None
+    min_history_version: Annotated[int, Strict(), Field(ge=0)] = 0
+    strict: Annotated[bool, Strict()] = False
 
 
 class FaultOut(BaseModel):
@@ -158,7 +168,10 @@ class VideosOut(BaseModel):
 
 
 class VerdictOut(BaseModel):
-    """accepted, late, too_old, duplicate, future or invalid; unknown videos are kept, too."""
+    """accepted, late, too_old, duplicate, deleted, future or invalid.
+
+    A click on an unknown video is kept, too.
+    """
 
     status: str
     reason: str | None = None
@@ -203,8 +216,15 @@ class RowOut(BaseModel):
     reason: str | None = None
 
 
+class DegradedOut(BaseModel):
+    """Why an answer does not follow from all acknowledged clicks."""
+
+    level: str
+    reason: str
+
+
 class ScoreOut(BaseModel):
-    """Candidates, best first."""
+    """Candidates, best first; ``degraded`` where Redis did not answer."""
 
     model_config = ConfigDict(protected_namespaces=())
 
@@ -213,6 +233,59 @@ class ScoreOut(BaseModel):
     history: HistoryOut
     results: list[RowOut]
     took_ms: float
+    degraded: DegradedOut | None = None
+
+
+class ClickOut(BaseModel):
+    """A click of a history."""
+
+    video_id: str
+    timestamp: int
+
+
+class StoredProfileOut(BaseModel):
+    """``state``: fresh, stale (computed again at the next score) or missing."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    state: str
+    model_version: str | None = None
+    history_version: int | None = None
+    computed_at: int | None = None
+    bytes: int | None = None
+
+
+class BlocksOut(BaseModel):
+    """A history as the model cuts it: blocks of clicks, oldest first."""
+
+    version: int
+    length: int
+    blocks: list[list[ClickOut]]
+
+
+class UserStateOut(BaseModel):
+    """What is kept of a user."""
+
+    user_id: str
+    history: BlocksOut
+    profile: StoredProfileOut
+    refused_until: int | None = None
+
+
+class DeletedVideoOut(BaseModel):
+    """A deleted video, and whether it was registered."""
+
+    video_id: str
+    existed: bool
+
+
+class DeletedOut(BaseModel):
+    """A deleted user; clicks up to ``refused_until`` do not come back."""
+
+    user_id: str
+    existed: bool
+    history_version: int
+    refused_until: int
 
 
 class ModelsOut(BaseModel):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -21,8 +20,6 @@ from urllib.parse import quote
 _START_SECONDS: Final = 20.0
 _STOP_SECONDS: Final = 20.0
 _SOCKET_PATH_LIMIT: Final = 100  # the kernel's is 108 bytes
-_LISTPACK_SINCE: Final = 7
-_ZSET_ENTRIES: Final = "256"
 
 _log = logging.getLogger(__name__)
 
@@ -53,8 +50,12 @@ def find_server() -> Path:
 
 
 @contextmanager
-def embedded_redis(data_dir: Path) -> Iterator[str]:
+def embedded_redis(data_dir: Path, *, fsync: str = "everysec") -> Iterator[str]:
     """Run a redis-server with its files in ``data_dir``; yield its URL; stop it at the end.
+
+    Args:
+        data_dir: where its append-only file lives.
+        fsync: ``everysec`` or ``always``: when what was written is forced to the disk.
 
     Raises:
         EmbeddedRedisError: none found, the directory is in use, or it does not start.
@@ -66,7 +67,7 @@ def embedded_redis(data_dir: Path) -> Iterator[str]:
         _stop_leftover(path)
         log = directory / "redis.log"
         process = subprocess.Popen(  # noqa: S603  our own arguments
-            [str(server), *_arguments(server, directory, path, log)],
+            [str(server), *_arguments(directory, path, log), "--appendfsync", fsync],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -77,14 +78,25 @@ def embedded_redis(data_dir: Path) -> Iterator[str]:
         try:
             _wait_until_up(process, path, log)
             _log.info("embedded Redis runs on %s", path)
-            yield f"unix://{quote(str(path))}"
+            yield _url(path)
         finally:
             _stop(process)
 
 
-def _arguments(server: Path, directory: Path, path: Path, log: Path) -> list[str]:
-    major = _major_version(server)
-    zset = "listpack" if major >= _LISTPACK_SINCE else "ziplist"
+def running_redis(data_dir: Path) -> str | None:
+    """Return the URL of the embedded Redis that a service runs on ``data_dir`` now, if any."""
+    path = data_dir.absolute() / "redis.sock"
+    try:
+        return _url(path) if _ask(path, b"PING").startswith(b"+PONG") else None
+    except OSError:
+        return None
+
+
+def _url(path: Path) -> str:
+    return f"unix://{quote(str(path))}"
+
+
+def _arguments(directory: Path, path: Path, log: Path) -> list[str]:
     options = {
         "port": "0",
         "unixsocket": str(path),
@@ -94,20 +106,8 @@ def _arguments(server: Path, directory: Path, path: Path, log: Path) -> list[str
         "save": "",
         "daemonize": "no",
         "logfile": str(log),
-        # 160 clicks fit in the compact form: a quarter of the memory.
-        f"zset-max-{zset}-entries": _ZSET_ENTRIES,
     }
     return [part for name, value in options.items() for part in (f"--{name}", value)]
-
-
-def _major_version(server: Path) -> int:
-    told = subprocess.run(  # noqa: S603  the binary we found
-        [str(server), "--version"], capture_output=True, text=True, check=False
-    )
-    match = re.search(r"v=(\d+)\.", told.stdout)
-    if match is None:
-        raise EmbeddedRedisError(f"{server} --version says {told.stdout!r}: no redis-server")
-    return int(match[1])
 
 
 @contextmanager

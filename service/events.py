@@ -5,14 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from pydantic import ValidationError
 
 from model_store import Click
 from service import metrics
+from service.background import Background
 from service.bodies import EventIn, reasons
-from service.profiles import Profiles
 from service.state import NewClick, Position, State
+
+_REASONS: Final = {
+    "too_old": "older than the oldest of the 160 clicks that are kept",
+    "deleted": "the user was deleted after this click",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +26,7 @@ class Verdict:
     """What became of one event.
 
     Attributes:
-        status: accepted, late, too_old, duplicate, future or invalid.
+        status: accepted, late, too_old, duplicate, deleted, future or invalid.
         reason: why an event was turned away.
         video_known: whether the video is registered; its click is kept in any case.
     """
@@ -35,15 +41,15 @@ class Events:
 
     Args:
         state: where histories are.
-        profiles: told which users have changed.
+        background: told which users have changed.
         future_tolerance_seconds: how far an event may be ahead of this clock.
     """
 
     def __init__(
-        self, state: State, profiles: Profiles, *, future_tolerance_seconds: float
+        self, state: State, background: Background, *, future_tolerance_seconds: float
     ) -> None:
         self._state = state
-        self._profiles = profiles
+        self._background = background
         self._tolerance_ms = future_tolerance_seconds * 1e3
 
     async def record(self, raw: Sequence[object]) -> tuple[list[Verdict], dict[str, Position]]:
@@ -64,7 +70,7 @@ class Events:
         answers = zip(appended.verdicts, appended.known, strict=True)
         verdicts = [c if isinstance(c, Verdict) else _verdict(*next(answers)) for c in checked]
         _count(verdicts)
-        self._profiles.refresh(appended.users)
+        self._background.refresh(appended.users)
         return verdicts, appended.users
 
 
@@ -80,8 +86,7 @@ def _check(event: object, limit_ms: float) -> NewClick | Verdict:
 
 
 def _verdict(status: str, known: bool) -> Verdict:
-    reason = "older than the oldest click that is kept" if status == "too_old" else None
-    return Verdict(status, reason, known)
+    return Verdict(status, _REASONS.get(status), known)
 
 
 def _count(verdicts: Sequence[Verdict]) -> None:

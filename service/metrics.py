@@ -34,6 +34,24 @@ EVENTS: Final = Counter("ctr_events_total", "Events by verdict.", ["verdict"])
 PROFILES: Final = Counter(
     "ctr_profile_cache_total", "Profiles by where they came from.", ["outcome"]
 )
+PROFILE_LAG: Final = Histogram(
+    "ctr_profile_lag_seconds",
+    "From an acknowledged click to the stored profile, in the background.",
+    buckets=_SECONDS,
+)
+PROFILES_WAITING: Final = Gauge(
+    "ctr_profiles_waiting", "Users in the background queue.", multiprocess_mode="livesum"
+)
+DEGRADED: Final = Counter("ctr_degraded_total", "Degraded answers by level.", ["level"])
+REDIS_FAILURES: Final = Counter(
+    "ctr_redis_failures_total", "Calls of Redis given up, by error.", ["error"]
+)
+REDIS_RETRIES: Final = Counter("ctr_redis_retries_total", "Calls of Redis tried again.")
+REDIS_CIRCUIT_OPEN: Final = Gauge(
+    "ctr_redis_circuit_open",
+    "1 where calls of Redis fail at once; of several workers, how many.",
+    multiprocess_mode="livesum",
+)
 MODEL_FAILURES: Final = Counter(
     "ctr_model_failures_total", "Promoted versions that could not be opened."
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from http import HTTPStatus
 
 from fastapi import Request
@@ -11,10 +12,14 @@ _TYPES = {
     400: "malformed",
     404: "not-found",
     405: "method-not-allowed",
+    409: "history-behind",
     413: "too-large",
+    415: "unsupported-media-type",
     422: "invalid",
+    429: "overloaded",
     500: "internal",
     503: "unavailable",
+    504: "deadline-passed",
 }
 
 
@@ -25,13 +30,20 @@ class ProblemError(Exception):
         status: HTTP status.
         detail: names the value, the limit and the way out.
         errors: faults by field, where there are several.
+        members: further members of the answer.
     """
 
     def __init__(
-        self, status: int, detail: str, *, errors: list[dict[str, str]] | None = None
+        self,
+        status: int,
+        detail: str,
+        *,
+        errors: list[dict[str, str]] | None = None,
+        members: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__(detail)
         self.status, self.detail, self.errors = status, detail, errors
+        self.members = dict(members or {})
 
 
 def problem_response(request: Request, problem: ProblemError) -> JSONResponse:
@@ -42,6 +54,7 @@ def problem_response(request: Request, problem: ProblemError) -> JSONResponse:
         "status": problem.status,
         "detail": problem.detail,
         "request_id": getattr(request.state, "request_id", None),
+        **problem.members,
     }
     if problem.errors:
         body["errors"] = problem.errors

@@ -1,8 +1,7 @@
 """Encoded videos: what the model makes of a video, cached per process.
 
-A cache belongs to one open version. Redis counts the changes of known videos, every read
-brings the counter along, and a cache that is behind it is emptied: a row is never older
-than the newest acknowledged ``PUT /videos``, whichever worker took it.
+A cache belongs to one open version. A row is dropped once the change log names its video; one
+that was read before that moment and arrives after it is not kept.
 """
 
 from __future__ import annotations
@@ -10,23 +9,21 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from model_store import FloatArray, Layout, OpenVersion
-from service.state import Counters, Video
+from service.state import Video
 
 BoolArray = npt.NDArray[np.bool_]
 
+_DROPS_REMEMBERED: Final = 100_000
+
 
 class Read(Protocol):
-    """What a look at Redis brings: videos, and the counters at that moment."""
-
-    @property
-    def counters(self) -> Counters:
-        """Counters of the video table."""
+    """What a look at Redis brings."""
 
     @property
     def videos(self) -> list[Video | None]:
@@ -46,11 +43,15 @@ class RowCache:
 
     def __init__(self, opened: OpenVersion, capacity: int) -> None:
         self.opened = opened
+        self.generation = 0
+        """Rises with every drop."""
         self._capacity = capacity
         # Memory is touched only where rows are written.
         self._table = np.empty((capacity, opened.manifest.layout.row_dim), np.float32)
         self._slots: OrderedDict[str, int] = OrderedDict()
-        self._changed: int | None = None
+        self._free: list[int] = []
+        self._dropped: dict[str, int] = {}
+        self._all_dropped = 0
 
     def gather(self, video_ids: Sequence[str]) -> tuple[FloatArray, BoolArray]:
         """Copy rows [N, R] and say which of them were here [N]; the others are zeros."""
@@ -63,26 +64,40 @@ class RowCache:
                 self._slots.move_to_end(video_id)
         return rows, found
 
-    def sync(self, counters: Counters) -> bool:
-        """Return whether what was gathered still holds; empty the cache where it does not."""
-        if self._changed is None or self._changed == counters.changed:
-            self._changed = counters.changed
-            return True
-        self._slots.clear()
-        self._changed = counters.changed
-        return False
+    def drop(self, video_ids: Sequence[str] | None) -> None:
+        """Forget rows; ``None`` forgets all."""
+        self.generation += 1
+        if video_ids is None or len(self._dropped) > _DROPS_REMEMBERED:
+            self._slots.clear()
+            self._free.clear()
+            self._dropped.clear()
+            self._all_dropped = self.generation
+            return
+        for video_id in video_ids:
+            self._dropped[video_id] = self.generation
+            slot = self._slots.pop(video_id, None)
+            if slot is not None:
+                self._free.append(slot)
 
-    def put(self, rows: Mapping[str, FloatArray], counters: Counters) -> None:
-        """Keep rows of videos that were read together with ``counters``."""
-        if self._changed != counters.changed:
+    def put(self, rows: Mapping[str, FloatArray], *, generation: int) -> None:
+        """Keep rows of videos that were read when the cache was at ``generation``."""
+        if self._all_dropped > generation:
             return
         for video_id, row in rows.items():
+            if self._dropped.get(video_id, 0) > generation:
+                continue
             slot = self._slots.pop(video_id, None)
             if slot is None:
-                full = len(self._slots) >= self._capacity
-                slot = self._slots.popitem(last=False)[1] if full else len(self._slots)
+                slot = self._slot()
             self._slots[video_id] = slot
             self._table[slot] = row
+
+    def _slot(self) -> int:
+        if self._free:
+            return self._free.pop()
+        if len(self._slots) >= self._capacity:
+            return self._slots.popitem(last=False)[1]
+        return len(self._slots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +109,7 @@ class Resolved(Generic[ReadT]):
         rows: [N, R], zeros where ``found`` is false.
         found: [N], the row came from the cache.
         fresh: videos to encode, by id.
+        generation: of the cache, when the fresh ones were read.
         read: what Redis said.
     """
 
@@ -101,6 +117,7 @@ class Resolved(Generic[ReadT]):
     rows: FloatArray
     found: BoolArray
     fresh: dict[str, Video]
+    generation: int
     read: ReadT
 
     def complete(self, encoded: Mapping[str, FloatArray]) -> tuple[FloatArray, BoolArray]:
@@ -118,23 +135,16 @@ async def resolve(
     video_ids: Sequence[str],
     read: Callable[[Sequence[str]], Awaitable[ReadT]],
 ) -> Resolved[ReadT]:
-    """Find videos in the cache, and the others with one call of ``read``.
-
-    There is a second call only where the cache turns out to be behind.
-    """
+    """Find videos in the cache, and the others with one call of ``read``."""
+    generation = cache.generation
     rows, found = cache.gather(video_ids)
-    missing = _missing(video_ids, found)
+    absent = (i for i, here in zip(video_ids, found.tolist(), strict=True) if not here)
+    missing = list(dict.fromkeys(absent))
     answer = await read(missing)
-    if not cache.sync(answer.counters):
-        # Everything is read again, so nothing old can be among it.
-        rows[:], found[:] = 0.0, False
-        missing = _missing(video_ids, found)
-        answer = await read(missing)
-        cache.sync(answer.counters)
     width = cache.opened.manifest.layout.feature_dim
     pairs = zip(missing, answer.videos, strict=True)
     fresh = {i: video for i, video in pairs if video is not None and len(video.features) == width}
-    return Resolved(video_ids, rows, found, fresh, answer)
+    return Resolved(video_ids, rows, found, fresh, generation, answer)
 
 
 def encode(opened: OpenVersion, videos: Sequence[Video]) -> FloatArray:
@@ -146,8 +156,3 @@ def encode(opened: OpenVersion, videos: Sequence[Video]) -> FloatArray:
     categories = [v.category if 0 <= v.category < unknown else unknown for v in videos]
     features = np.stack([v.features for v in videos])
     return opened.model.encode_videos(features, np.array(categories, np.int64))
-
-
-def _missing(video_ids: Sequence[str], found: BoolArray) -> list[str]:
-    absent = (i for i, here in zip(video_ids, found.tolist(), strict=True) if not here)
-    return list(dict.fromkeys(absent))

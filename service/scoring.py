@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, Final
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from service import metrics
 from service.live_model import LiveModel
 from service.profiles import Profile, Profiles
 from service.rows import Resolved, encode, resolve
-from service.state import Position, State, Video, View
+from service.state import Position, State, StateDownError, Video
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,20 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Degraded:
+    """An answer that does not follow from all acknowledged clicks.
+
+    Attributes:
+        level: ``last_profile``: from a profile that this process remembers; ``no_history``: as
+            for a new user.
+        reason: what is wrong.
+    """
+
+    level: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ranking:
     """Candidates of one user, best first, and what the order was made from."""
 
@@ -52,6 +67,41 @@ class Ranking:
     model_version: str
     history: Position
     rows: list[Row]
+    degraded: Degraded | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What a caller asks of a ranking.
+
+    Attributes:
+        top_k: cuts the ranked rows; candidates without a score always stand at the end.
+        min_history_version: the answer must reflect a history at least as new.
+        strict: rather no answer than a degraded one.
+    """
+
+    top_k: int | None = None
+    min_history_version: int = 0
+    strict: bool = False
+
+
+_NO_WISHES: Final = Wishes()
+
+
+class HistoryBehindError(Exception):
+    """The history is older than the caller knows it to be.
+
+    Args:
+        version: where it stands.
+        wanted: where the caller knows it to stand.
+    """
+
+    def __init__(self, version: int, *, wanted: int) -> None:
+        super().__init__(
+            f"history_version is {version}, at least {wanted} is asked for: try again, or, where "
+            "the user has been deleted or has expired, drop the version"
+        )
+        self.version = version
 
 
 class FeatureWidthError(Exception):
@@ -75,50 +125,109 @@ class Scoring:
         state: where users and videos are.
         live: the version that answers.
         profiles: users as the model sees them.
-        executor: threads for model runs.
+        executor: for model runs.
+        threads: of the executor.
     """
 
     def __init__(
-        self, state: State, live: LiveModel, *, profiles: Profiles, executor: Executor
+        self,
+        state: State,
+        live: LiveModel,
+        *,
+        profiles: Profiles,
+        executor: Executor,
+        threads: int,
     ) -> None:
         self._state = state
         self._live = live
         self._profiles = profiles
         self._executor = executor
+        self._threads = threads
+        self._running = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether there are more rankings than threads to run them."""
+        return self._running >= self._threads
 
     async def rank(
-        self, user_id: str, candidates: Sequence[Candidate], *, top_k: int | None = None
+        self, user_id: str, candidates: Sequence[Candidate], wishes: Wishes = _NO_WISHES
     ) -> Ranking:
         """Rank candidates by the probability of a click, best first, ties by place.
 
-        ``top_k`` cuts the ranked rows; candidates without a score always stand at the end.
+        With Redis gone the ranking is degraded, in declared steps.
 
         Raises:
             NoModelError: no version is open.
             FeatureWidthError: an inline candidate does not fit the model.
-            StateDownError: Redis does not answer.
+            HistoryBehindError: the history is older than is asked for.
+            StateDownError: Redis does not answer, and only a true answer is wanted.
         """
         opened = self._live.current()
         _check_widths(candidates, opened.manifest.layout.feature_dim)
         metrics.CANDIDATES.inc(len(candidates))
-        stored = [c.video_id for c in candidates if c.video is None]
+        self._running += 1
+        try:
+            return await self._rank(opened, user_id, candidates, wishes)
+        finally:
+            self._running -= 1
+
+    async def _rank(
+        self, opened: OpenVersion, user_id: str, candidates: Sequence[Candidate], wishes: Wishes
+    ) -> Ranking:
         cache = self._profiles.rows(opened)
-        with metrics.stage("state"):
-            resolved = await resolve(cache, stored, partial(self._state.view, user_id))
-        with metrics.stage("user"):
-            profile = await self._profiles.profile(opened, user_id, resolved.read)
+        stored = [c.video_id for c in candidates if c.video is None]
+        degraded: Degraded | None = None
+        resolved: Resolved[Any]
+        try:
+            with metrics.stage("state"):
+                resolved = await resolve(cache, stored, partial(self._state.view, user_id))
+            with metrics.stage("user"):
+                profile = await self._profiles.profile(opened, user_id, resolved.read)
+        except StateDownError as exc:
+            if wishes.strict:
+                raise
+            profile, degraded = await self._without_state(opened, user_id, str(exc))
+            resolved = await resolve(cache, stored, _no_videos)
+        if profile.position.version < wishes.min_history_version:
+            raise HistoryBehindError(profile.position.version, wanted=wishes.min_history_version)
         loop = asyncio.get_running_loop()
         with metrics.stage("model"):
             scores, encoded = await loop.run_in_executor(
                 self._executor, _score, opened, profile, candidates, resolved
             )
-        cache.put(encoded, resolved.read.counters)
+        cache.put(encoded, generation=resolved.generation)
         return Ranking(
             model_name=opened.manifest.model_name,
             model_version=opened.manifest.version,
             history=profile.position,
-            rows=_rank(candidates, scores, top_k),
+            rows=_rank(candidates, scores, wishes.top_k, unknown=_unknown(degraded)),
+            degraded=degraded,
         )
+
+    async def _without_state(
+        self, opened: OpenVersion, user_id: str, reason: str
+    ) -> tuple[Profile, Degraded]:
+        profile, level = self._profiles.last(opened, user_id), "last_profile"
+        if profile is None:
+            level = "no_history"
+            profile = Profile(await self._profiles.empty(opened), Position(0, 0))
+        metrics.DEGRADED.labels(level).inc()
+        return profile, Degraded(level, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class _NoVideos:
+    videos: list[Video | None]
+
+
+async def _no_videos(video_ids: Sequence[str]) -> _NoVideos:
+    return _NoVideos([None] * len(video_ids))
+
+
+def _unknown(degraded: Degraded | None) -> str:
+    # With Redis gone nobody knows whether a video is registered.
+    return "unknown_video" if degraded is None else "state_down"
 
 
 def _check_widths(candidates: Sequence[Candidate], expected: int) -> None:
@@ -131,7 +240,7 @@ def _score(
     opened: OpenVersion,
     profile: Profile,
     candidates: Sequence[Candidate],
-    resolved: Resolved[View],
+    resolved: Resolved[Any],
 ) -> tuple[list[float | None], dict[str, FloatArray]]:
     """Score candidates: a probability each, ``None`` = unknown, NaN = no finite score."""
     inline = [c.video for c in candidates if c.video is not None]
@@ -156,7 +265,11 @@ def _score(
 
 
 def _rank(
-    candidates: Sequence[Candidate], scores: Sequence[float | None], top_k: int | None
+    candidates: Sequence[Candidate],
+    scores: Sequence[float | None],
+    top_k: int | None,
+    *,
+    unknown: str,
 ) -> list[Row]:
     ranked = [(score, i) for i, score in enumerate(scores) if score is not None and score == score]  # noqa: PLR0124  NaN
     ranked.sort(key=lambda pair: (-pair[0], pair[1]))
@@ -167,6 +280,6 @@ def _rank(
     placed = {index for _, index in ranked}
     for index, score in enumerate(scores):
         if index not in placed:
-            reason = "unknown_video" if score is None else "score_not_finite"
+            reason = unknown if score is None else "score_not_finite"
             rows.append(Row(candidates[index].video_id, index, None, None, reason))
     return rows

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.lifetimes import Lifetimes
+
+_DAY: Final = 86_400.0
 _Count = Annotated[int, Field(ge=1)]
+_Days = Annotated[float, Field(ge=0)]
 
 
 class Settings(BaseSettings):
@@ -17,7 +21,8 @@ class Settings(BaseSettings):
 
     Attributes:
         model_store: directory of published versions.
-        redis_url: where state lives; ``None`` starts an embedded Redis.
+        redis_url: where state lives, also from ``REDIS_URL``; ``None`` starts an embedded Redis.
+        embedded_fsync: when the embedded Redis calls a write safe.
         host: address to listen on.
         port: port to listen on.
         workers: processes that answer.
@@ -26,13 +31,21 @@ class Settings(BaseSettings):
         log_level: least level that is logged.
         max_body_bytes: longest request body.
         max_videos: videos per call.
+        max_bulk_videos: videos per call in binary form.
         max_events: events per call.
         max_candidates: candidates per call.
         future_tolerance_seconds: how far an event's time may be ahead of this clock.
-        redis_timeout_seconds: how long one answer of Redis may take.
+        redis_timeout_seconds: how long one answer of Redis may take; a call makes three attempts.
+        user_idle_days: users without a click for as long expire; 0 keeps them for ever.
+        video_idle_days: videos neither registered again nor clicked for as long expire, those in
+            a history never; 0 keeps all for ever.
+        deletion_window_days: how long clicks from before a user's deletion are refused.
+        change_poll_seconds: how often this process looks for videos that others changed.
         model_poll_seconds: how often the promoted version is looked up.
         cached_rows: encoded videos kept per process.
+        last_profiles: profiles kept per process for when Redis is gone.
         profile_queue: users waiting for a background profile, more are dropped.
+        profile_patience_seconds: how long they wait at most.
         threads: threads for model runs per process.
     """
 
@@ -41,7 +54,10 @@ class Settings(BaseSettings):
     )
 
     model_store: Path
-    redis_url: str | None = None
+    redis_url: Annotated[
+        str | None, Field(validation_alias=AliasChoices("CTR_REDIS_URL", "REDIS_URL"))
+    ] = None
+    embedded_fsync: Literal["everysec", "always"] = "everysec"
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     workers: _Count = 1
@@ -50,11 +66,27 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     max_body_bytes: _Count = 64 * 1024 * 1024
     max_videos: _Count = 1_000
+    max_bulk_videos: _Count = 50_000
     max_events: _Count = 10_000
     max_candidates: _Count = 5_000
     future_tolerance_seconds: Annotated[float, Field(ge=0)] = 60.0
-    redis_timeout_seconds: Annotated[float, Field(gt=0)] = 5.0
+    redis_timeout_seconds: Annotated[float, Field(gt=0)] = 1.0
+    user_idle_days: _Days = 180.0
+    video_idle_days: _Days = 90.0
+    deletion_window_days: Annotated[float, Field(gt=0)] = 7.0
+    change_poll_seconds: Annotated[float, Field(gt=0)] = 0.25
     model_poll_seconds: Annotated[float, Field(gt=0)] = 1.0
     cached_rows: _Count = 50_000
+    last_profiles: _Count = 10_000
     profile_queue: _Count = 10_000
+    profile_patience_seconds: Annotated[float, Field(gt=0)] = 5.0
     threads: _Count = min(4, os.cpu_count() or 1)
+
+    @property
+    def lifetimes(self) -> Lifetimes:
+        """How long facts are kept."""
+        return Lifetimes(
+            user_idle=self.user_idle_days * _DAY,
+            video_idle=self.video_idle_days * _DAY,
+            deletion_window=self.deletion_window_days * _DAY,
+        )

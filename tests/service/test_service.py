@@ -156,11 +156,12 @@ def test_registering_videos_is_idempotent_and_faults_are_per_item(client: httpx.
 
 
 def test_not_a_number_is_a_fault_of_its_video(client: httpx.Client) -> None:
-    """NaN in one video is reported for that video."""
+    """NaN in a video is a problem that names the video."""
     body = b'{"videos":[{"video_id":"nan","category":1,"features":[NaN,1,2]}]}'
     answer = client.put("/videos", content=body, headers={"content-type": "application/json"})
 
-    assert answer.json()["faults"][0]["index"] == 0
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["pointer"] == "/videos/0"
 
 
 def test_unknown_videos_stand_at_the_end(client: httpx.Client) -> None:
@@ -177,13 +178,28 @@ def test_unknown_videos_stand_at_the_end(client: httpx.Client) -> None:
 
 
 def test_a_changed_video_changes_its_score_on_both_workers(client: httpx.Client) -> None:
-    """An acknowledged PUT /videos is in every later score."""
-    for value in range(20):
+    """A second after it is acknowledged, a PUT /videos is in every score of every worker."""
+    for value in range(3):
         put(client, [{"video_id": "moving", "category": 0, "features": [value / 8, 0, 0]}])
-        for _ in range(4):
+        time.sleep(1)
+        for _ in range(8):
             with httpx.Client(base_url=client.base_url) as fresh:
                 [row] = score(fresh, "nobody", [{"video_id": "moving"}])["results"]
             assert row["score"] == pytest.approx(1 / (1 + np.exp(-0.1 * value / 8)), abs=1e-6)
+
+
+def test_a_changed_video_changes_the_profiles_of_who_clicked_it(client: httpx.Client) -> None:
+    """A stored profile does not answer once the features behind it have changed."""
+    candidates = inline(np.random.default_rng(12), 2)
+    answers = []
+    for value in (1, 2):
+        put(client, [{"video_id": "restyled", "category": 0, "features": [value, 0, 0]}])
+        post(client, [{"user_id": "fan", "video_id": "restyled", "timestamp": NOW}])
+        time.sleep(1)
+        answers.append(score(client, "fan", candidates))
+
+    assert answers[0]["history"] == answers[1]["history"]
+    assert answers[0]["results"] != answers[1]["results"]
 
 
 def test_a_clicked_video_counts_once_it_is_registered(client: httpx.Client) -> None:

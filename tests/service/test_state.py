@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import given, settings
 
 from model_store import Click, visible_history
-from service.state import NewClick, State, Video
+from service.state import NewClick, NewProfile, State, Video
 
 clicks = st.builds(
     Click,
@@ -38,8 +38,8 @@ def test_history_is_the_visible_history(redis_url, events, size, random) -> None
             before = (await state.view(user, [])).position
             if events:
                 await state.append([NewClick(user, c) for c in events])
-            version, history = await state.history(user)
-            return before.version, version, before.length, history
+            history = await state.history(user)
+            return before.version, history.meta.position.version, before.length, history.clicks
         finally:
             await state.close()
 
@@ -54,7 +54,7 @@ async def test_a_large_call_of_one_user_is_taken(redis_url) -> None:
     state = State(redis_url)
     new = [NewClick("large", Click(1_700_000_000_000 + i, "v"), f"e{i}") for i in range(10_000)]
     appended = await state.append(new)
-    _, history = await state.history("large")
+    history = (await state.history("large")).clicks
     await state.close()
 
     assert set(appended.verdicts) == {"accepted"}
@@ -69,8 +69,10 @@ async def test_a_profile_of_an_older_history_is_not_stored(redis_url) -> None:
     old, new = first.users["cas"].version, second.users["cas"].version
 
     assert new > old
-    assert not await state.store_profile("cas", b"old", version=old)
-    assert await state.store_profile("cas", b"new", version=new)
+    stored = await state.store_profiles(
+        [NewProfile("cas", old, b"old"), NewProfile("cas", new, b"new")]
+    )
+    assert stored == [False, True]
     assert (await state.view("cas", [])).profile == b"new"
     await state.close()
 
@@ -80,7 +82,7 @@ async def test_videos_come_back_as_float16(redis_url) -> None:
     state = State(redis_url)
     video = Video(-3, np.array([0.1, -65504, 0], np.float32))
     assert await state.register([("kept", video), ("kept", video)]) == [True, False]
-    [kept, absent] = (await state.videos(["kept", "absent"])).videos
+    [kept, absent] = await state.videos(["kept", "absent"])
     await state.close()
 
     assert kept is not None

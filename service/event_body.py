@@ -1,0 +1,69 @@
+"""The body of ``POST /events``: one JSON object, or a line of JSON per event."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+
+from service import bodies
+from service.problems import ProblemError
+
+_LINES: Final = ("application/x-ndjson", "application/ndjson", "application/jsonl")
+
+EVENTS_SCHEMA: Final[dict[str, Any]] = {
+    "required": True,
+    "content": {
+        "application/json": {"schema": bodies.EventsIn.model_json_schema()},
+        _LINES[0]: {"schema": {"type": "string", "description": "an event per line"}},
+    },
+}
+
+
+async def events_body(request: Request) -> list[object]:
+    """Read the events of a request; each is judged later.
+
+    Raises:
+        ProblemError: 400 not JSON, 415 another content type.
+        RequestValidationError: JSON, but not of the form.
+    """
+    content_type = request.headers.get("content-type", "application/json")
+    kind = content_type.partition(";")[0].strip().lower()
+    raw = await request.body()
+    if kind in _LINES:
+        return _lines(raw)
+    if kind == "application/json" or kind.endswith("+json"):
+        return _object(raw)
+    raise ProblemError(
+        415, f"content type {kind!r} is not taken: application/json or {_LINES[0]} are"
+    )
+
+
+def _object(raw: bytes) -> list[object]:
+    try:
+        return bodies.EventsIn.model_validate(json.loads(raw)).events
+    except ValidationError as exc:
+        faults = [{**fault, "loc": ("body", *fault["loc"])} for fault in exc.errors()]
+        raise RequestValidationError(faults) from None
+    except ValueError:
+        raise ProblemError(400, "the body is not JSON") from None
+    except RecursionError:
+        raise ProblemError(400, "the body is nested too deeply to be a list of events") from None
+
+
+def _lines(raw: bytes) -> list[object]:
+    events = []
+    for number, line in enumerate(raw.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            events.append(json.loads(line))
+        except (ValueError, RecursionError) as exc:
+            # Who breaks one line may have broken others: nothing is taken.
+            raise ProblemError(
+                400, f"line {number} is not JSON ({exc}): nothing of this call was taken"
+            ) from None
+    return events

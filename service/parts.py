@@ -1,0 +1,39 @@
+"""What the routes speak to; put together by the app."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from service.background import Background
+from service.changes import Changes
+from service.events import Events
+from service.live_model import LiveModel
+from service.profiles import Profiles
+from service.scoring import Scoring
+from service.settings import Settings
+from service.state import State
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """One of each."""
+
+    settings: Settings
+    state: State
+    live: LiveModel
+    changes: Changes
+    profiles: Profiles
+    background: Background
+    scoring: Scoring
+    events: Events
+
+
+def _parts(request: Request) -> Parts:
+    parts: Parts = request.app.state.parts
+    return parts
+
+
+PartsOf = Annotated[Parts, Depends(_parts)]

@@ -1,0 +1,43 @@
+"""What is remembered, in Redis (commands of 6.2): the only package that speaks to it.
+
+Raw facts, and profiles that follow from them. ``keys`` names everything, ``codec`` says how
+it is packed, ``door`` sends it, ``store`` knows what to ask.
+"""
+
+from service.lifetimes import Lifetimes
+from service.state.clients import AddressError
+from service.state.codec import FEATURE_LIMIT, Meta, Position, Video, mark, pack_video
+from service.state.door import StateDownError, StateFullError
+from service.state.facts import (
+    Appended,
+    Changes,
+    Deleted,
+    History,
+    NewClick,
+    NewProfile,
+    View,
+)
+from service.state.store import EVENT_IDS, HISTORY_LENGTH, State
+
+__all__ = [
+    "EVENT_IDS",
+    "FEATURE_LIMIT",
+    "HISTORY_LENGTH",
+    "AddressError",
+    "Appended",
+    "Changes",
+    "Deleted",
+    "History",
+    "Lifetimes",
+    "Meta",
+    "NewClick",
+    "NewProfile",
+    "Position",
+    "State",
+    "StateDownError",
+    "StateFullError",
+    "Video",
+    "View",
+    "mark",
+    "pack_video",
+]
