@@ -6,13 +6,15 @@ import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from training.errors import ConfigError
 
 PRESETS = ("modern", "paper")
+ModelName = Literal["thacil", "mean_pooling", "lstm", "lstm_attention", "atrank", "ncf", "bpr"]
+MODELS: tuple[str, ...] = get_args(ModelName)
 
 _Positive = Annotated[int, Field(ge=1)]
 _Share = Annotated[float, Field(ge=0, lt=1)]
@@ -74,6 +76,8 @@ class RunConfig(_Section):
     """Everything that decides a run, besides the data."""
 
     preset: str
+    model: ModelName = "thacil"
+    """Which network is trained; the baselines take their sizes from ``network``."""
     seed: Annotated[int, Field(ge=0)] = 1
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads; 0 leaves the choice to PyTorch."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
 
@@ -10,13 +12,16 @@ from training.config import RunConfig
 from training.errors import DataError
 from training.examples import Batch, Examples, VideoTable
 from training.interactions import ClickHistories, ClickLog, Impressions
-from training.metrics import evaluate_scores
+from training.metrics import evaluate_lists, evaluate_scores
+from training.models import PERSONAL_MODELS, Network, PersonalNetwork, build_baseline
 from training.models.thacil import Thacil, ThacilShape
 
 _ROWS_PER_BATCH = 2048
 
 
-def build_network(config: RunConfig, *, feature_dim: int, num_categories: int) -> Thacil:
+def build_network(
+    config: RunConfig, *, feature_dim: int, num_categories: int, num_users: int = 0
+) -> Network:
     """Build an untrained network of a configuration for a log of these sizes."""
     net = config.network
     shape = ThacilShape(
@@ -29,19 +34,40 @@ def build_network(config: RunConfig, *, feature_dim: int, num_categories: int) -
         block_size=net.block_size,
         hidden_dim=net.hidden_dim,
     )
-    return Thacil(shape, dropout=net.dropout, hidden_dropout=net.hidden_dropout)
+
+    def thacil() -> Thacil:
+        return Thacil(shape, dropout=net.dropout, hidden_dropout=net.hidden_dropout)
+
+    if config.model == "thacil":
+        return thacil()
+    return build_baseline(
+        config.model,
+        thacil=thacil,
+        num_users=num_users,
+        dropout=net.dropout,
+        hidden_dropout=net.hidden_dropout,
+    )
 
 
-def forward(network: Thacil, batch: Batch) -> torch.Tensor:
+def forward(network: Network, batch: Batch) -> torch.Tensor:
     """Score a batch: logits [N], in the order of ``batch.rows``."""
     videos = network.embed(batch.features, batch.categories)
-    clicks = torch.nn.functional.embedding(batch.history, videos)
     candidates = videos.index_select(0, batch.candidate)
-    logits: torch.Tensor = network(clicks, batch.lengths, batch.user, candidates)
+    logits: torch.Tensor
+    if isinstance(network, PersonalNetwork):
+        logits = network(batch.user_ids, candidates)
+    else:
+        clicks = torch.nn.functional.embedding(batch.history, videos)
+        logits = network(clicks, batch.lengths, batch.user, candidates)
     return logits
 
 
-def score(network: Thacil, examples: Examples) -> FloatArray:
+def history_policy(config: RunConfig) -> Literal["causal", "paper", "none"]:
+    """Say which clicks a run's examples carry: those that its model reads."""
+    return "none" if config.model in PERSONAL_MODELS else config.data.history
+
+
+def score(network: Network, examples: Examples) -> FloatArray:
     """Score every impression: logits [n], in the order of the log."""
     logits = np.empty(len(examples), np.float32)
     network.eval()
@@ -49,6 +75,12 @@ def score(network: Thacil, examples: Examples) -> FloatArray:
         for batch in examples.sequential(_ROWS_PER_BATCH):
             logits[batch.rows] = forward(network, batch).numpy()
     return logits
+
+
+def train_examples(config: RunConfig, log: ClickLog, impressions: Impressions) -> Examples:
+    """Impressions of the training videos, with the clicks that each may see as history."""
+    videos = VideoTable.from_log(log.train_features, log.train, log.num_categories)
+    return _examples(config, log, impressions, videos)
 
 
 def test_examples(config: RunConfig, log: ClickLog, impressions: Impressions) -> Examples:
@@ -59,21 +91,32 @@ def test_examples(config: RunConfig, log: ClickLog, impressions: Impressions) ->
     """
     if log.test_features is None:
         raise DataError("the log has no test_cover_image_feature.npy: nothing to score")
-    shape = config.network
+    videos = VideoTable.from_log(log.test_features, impressions, log.num_categories)
+    return _examples(config, log, impressions, videos)
+
+
+def _examples(
+    config: RunConfig, log: ClickLog, impressions: Impressions, candidates: VideoTable
+) -> Examples:
     return Examples(
         impressions,
-        VideoTable.from_log(log.test_features, impressions, log.num_categories),
+        candidates,
         ClickHistories.from_impressions(log.train),
         VideoTable.from_log(log.train_features, log.train, log.num_categories),
-        policy=config.data.history,
-        history_length=shape.num_blocks * shape.block_size,
-        block_size=shape.block_size,
+        policy=history_policy(config),
+        history_length=config.network.num_blocks * config.network.block_size,
+        block_size=config.network.block_size,
     )
 
 
 def measure(impressions: Impressions, logits: FloatArray) -> dict[str, float]:
-    """Per-user AUC (eq. 11), impression-weighted AUC, global AUC and log loss."""
+    """Per-user AUC (eq. 11), impression-weighted AUC, global AUC, log loss and calibration."""
     return evaluate_scores(impressions.user_ids, impressions.labels, logits)
+
+
+def measure_lists(impressions: Impressions, logits: FloatArray) -> dict[str, float]:
+    """Precision, recall, F and NDCG at 10..100, in the standard and the reference convention."""
+    return evaluate_lists(impressions.user_ids, impressions.labels, logits)
 
 
 # pytest would collect the function by its name otherwise.

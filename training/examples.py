@@ -29,6 +29,7 @@ class Batch:
         history: [U, L], index into the V + 1 videos, oldest first, padded at the end.
         lengths: [U].
         user: [N], index into U.
+        user_ids: [N], as in the log.
         candidate: [N], index into V.
         labels: [N], 0 or 1.
     """
@@ -39,6 +40,7 @@ class Batch:
     history: Tensor
     lengths: Tensor
     user: Tensor
+    user_ids: Tensor
     candidate: Tensor
     labels: Tensor
 
@@ -75,7 +77,8 @@ class Examples:
         candidates: the video table that the impressions' item ids index.
         histories: the users' clicks.
         history_videos: the video table that the clicks' item ids index.
-        policy: ``causal`` (strictly before the impression) or ``paper`` (all of them).
+        policy: ``causal`` (strictly before the impression), ``paper`` (all of them) or ``none``,
+            for models that read no history.
         history_length: L, newest clicks that are seen.
         block_size: histories of a batch are padded to a multiple of it.
     """
@@ -87,7 +90,7 @@ class Examples:
         histories: ClickHistories,
         history_videos: VideoTable,
         *,
-        policy: Literal["causal", "paper"],
+        policy: Literal["causal", "paper", "none"],
         history_length: int,
         block_size: int,
     ) -> None:
@@ -97,6 +100,8 @@ class Examples:
         self._length, self._block_size = history_length, block_size
         before = impressions.timestamps_ms if policy == "causal" else None
         self._starts, self._ends = histories.bounds(impressions.user_ids, before)
+        if policy == "none":
+            self._starts, self._ends = np.zeros((2, len(impressions)), np.int64)
         # Group key: the end of a history is unique to its user, save for empty ones, which
         # are all alike.
         self._order = np.lexsort((self._ends, self._starts)).astype(np.int64)
@@ -125,6 +130,34 @@ class Examples:
         stop = max(len(rows) - len(rows) % batch_size, min(len(rows), batch_size))
         for begin in range(0, stop, batch_size):
             yield self._batch(rows[begin : begin + batch_size], rng)
+
+    def pairs(self, batch_size: int, rng: np.random.Generator) -> Iterator[Batch]:
+        """Batches for a pairwise loss: clicks, then as many videos passed over by their users.
+
+        Every click whose user also passed a video over comes once, with one of those drawn anew
+        at random (Rendle et al. 2009, section 4.2).
+
+        Args:
+            batch_size: impressions per step, rounded down to an even number; at least one pair.
+            rng: the epoch's randomness.
+        """
+        clicks, others = self._draw_pairs(rng)
+        half = max(1, batch_size // 2)
+        stop = max(len(clicks) - len(clicks) % half, min(len(clicks), half))
+        for begin in range(0, stop, half):
+            part = slice(begin, begin + half)
+            yield self._batch(np.concatenate([clicks[part], others[part]]), rng)
+
+    def _draw_pairs(self, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
+        labels, users = self.impressions.labels, self.impressions.user_ids
+        clicks, passed = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
+        passed = passed[np.argsort(users[passed], kind="stable")]
+        first = np.searchsorted(users[passed], users[clicks], side="left")
+        count = np.searchsorted(users[passed], users[clicks], side="right") - first
+        clicks, first, count = (a[count > 0] for a in (clicks, first, count))
+        others = passed[first + (rng.random(len(clicks)) * count).astype(np.int64)]
+        order = rng.permutation(len(clicks))
+        return clicks[order], others[order]
 
     def steps(self, batch_size: int) -> int:
         """How many batches an epoch has when no negatives are sampled."""
@@ -183,6 +216,7 @@ class Examples:
             history=torch.from_numpy(history),
             lengths=torch.from_numpy(lengths),
             user=torch.from_numpy(user.reshape(-1)),
+            user_ids=torch.from_numpy(self.impressions.user_ids[rows]),
             candidate=torch.from_numpy(candidate + len(seen)),
             labels=torch.from_numpy(self.impressions.labels[rows]),
         )

@@ -8,18 +8,34 @@ import platform
 import warnings
 from collections.abc import Mapping
 from contextlib import redirect_stdout
+from dataclasses import asdict
 
 import numpy as np
 import onnx
 import torch
 from pydantic import JsonValue
-from torch import nn
+from torch import Tensor, nn
 
 from model_store import Draft, Golden, Layout, ModelStore, graph_tensors
+from training.calibrate import UNCALIBRATED, Calibration
 from training.models.thacil import ScoreHead, Thacil, ThacilShape, UserProfile, VideoEncoder
 
 OPSET = 20
 _GOLDEN_CANDIDATES = 7
+
+
+class CalibratedHead(nn.Module):
+    """A score head whose logits are calibrated: one multiplication and one addition more."""
+
+    def __init__(self, head: nn.Module, calibration: Calibration) -> None:
+        super().__init__()
+        self.head = head
+        self.slope, self.offset = calibration.slope, calibration.offset
+
+    def forward(self, user_profile: Tensor, candidate_rows: Tensor) -> Tensor:
+        """Score for one user: user_profile [B, P], candidate_rows [N, R] -> logits [N]."""
+        logits: Tensor = self.slope * self.head(user_profile, candidate_rows) + self.offset
+        return logits
 
 
 def layout_of(shape: ThacilShape) -> Layout:
@@ -42,8 +58,17 @@ def publish(
     model_name: str = "thacil",
     metrics: Mapping[str, float] | None = None,
     provenance: Mapping[str, JsonValue] | None = None,
+    calibration: Calibration = UNCALIBRATED,
 ) -> str:
     """Export a network, prove the graphs on golden cases and publish them; the version's name.
+
+    Args:
+        network: what is served.
+        store: where to.
+        model_name: what the version is called by.
+        metrics: figures that travel with it.
+        provenance: where it comes from.
+        calibration: folded into the score head, so that its sigmoid is a probability.
 
     Raises:
         ModelStoreError: a graph is not what the layout says, or its answers are not the network's.
@@ -58,21 +83,24 @@ def publish(
     draft = Draft(
         model_name=model_name,
         layout=layout_of(network.shape),
-        graphs=export_graphs(network),
-        golden=golden_cases(network),
+        graphs=export_graphs(network, calibration),
+        golden=golden_cases(network, calibration=calibration),
         metrics=metrics or {},
-        provenance={**versions, **(provenance or {})},
+        provenance={**versions, "calibration": asdict(calibration), **(provenance or {})},
     )
     return store.publish(draft)
 
 
-def export_graphs(network: Thacil) -> dict[str, bytes]:
+def export_graphs(network: Thacil, calibration: Calibration = UNCALIBRATED) -> dict[str, bytes]:
     """Export the three graphs: ONNX bytes by name, without a trace of local paths."""
     layout = layout_of(network.shape)
+    head: nn.Module = ScoreHead(network)
+    if calibration != UNCALIBRATED:
+        head = CalibratedHead(head, calibration)
     modules: dict[str, nn.Module] = {
         "video_encoder": VideoEncoder(network),
         "user_profile": UserProfile(network),
-        "score_head": ScoreHead(network),
+        "score_head": head,
     }
     graphs = {}
     for name, tensors in graph_tensors(layout).items():
@@ -91,8 +119,10 @@ def export_graphs(network: Thacil) -> dict[str, bytes]:
     return graphs
 
 
-def golden_cases(network: Thacil, *, seed: int = 0) -> Golden:
-    """Make cases and the network's own answers to them.
+def golden_cases(
+    network: Thacil, *, seed: int = 0, calibration: Calibration = UNCALIBRATED
+) -> Golden:
+    """Make cases and the network's own calibrated answers to them.
 
     Histories: no click, one, a part-filled block, exactly one block, one more than that, exactly
     full, and more than full (of which the newest count). One candidate of each user is of an
@@ -123,7 +153,7 @@ def golden_cases(network: Thacil, *, seed: int = 0) -> Golden:
         history_categories=np.concatenate([h[1] for h in histories]),
         candidate_features=features,
         candidate_categories=categories,
-        logits=np.stack(logits),
+        logits=calibration.apply(np.stack(logits)),
     )
 
 

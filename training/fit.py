@@ -14,10 +14,12 @@ from tqdm import tqdm
 
 from training.config import RunConfig, parse_config
 from training.errors import ConfigError, DataError
-from training.evaluate import build_network, forward, measure, score
-from training.examples import Examples, VideoTable
-from training.interactions import ClickHistories, ClickLog, Impressions
+from training.evaluate import build_network, measure, score, train_examples
+from training.examples import Examples
+from training.interactions import ClickLog, Impressions
+from training.models import Network, PersonalNetwork
 from training.models.thacil import Thacil
+from training.objective import epoch_batches, loss_of
 
 _PLATEAU = 0.005
 _LOWEST_SHARE = 0.01
@@ -71,7 +73,7 @@ class Run:
             )
         path.write_text(json.dumps(resolved, indent=2) + "\n")
 
-    def load(self, network: Thacil, optimizer: torch.optim.Optimizer) -> Progress:
+    def load(self, network: Network, optimizer: torch.optim.Optimizer) -> Progress:
         """Restore the last epoch's state, if there is one."""
         path = self.out / "checkpoint.pt"
         if not path.exists():
@@ -82,7 +84,7 @@ class Run:
         torch.set_rng_state(state["rng"])
         return Progress(**state["progress"])
 
-    def save(self, network: Thacil, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    def save(self, network: Network, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
         """Write an epoch's state; a reader sees the old one or the new one, whole."""
         names = Progress.__slots__
         state = {
@@ -99,7 +101,7 @@ class Run:
 
 
 def fit(config: RunConfig, log: ClickLog, out: Path) -> Progress:
-    """Train THACIL on a log; an interrupted run in ``out`` goes on where its last epoch ended.
+    """Train a network on a log; an interrupted run in ``out`` goes on where its last epoch ended.
 
     Args:
         config: what to do.
@@ -117,24 +119,27 @@ def fit(config: RunConfig, log: ClickLog, out: Path) -> Progress:
     for name, part in (("training", learns), ("validation", validates)):
         if not 0 < part.labels.sum() < len(part):
             raise DataError(f"the {name} split of {len(part)} rows lacks clicks or non-clicks")
-    network = build_network(config, feature_dim=log.feature_dim, num_categories=log.num_categories)
-    _initialise(network, config.network.init)
-    optimizer = _optimizer(network, config)
+    users = np.unique(log.train.user_ids)
     sizes = {
         "feature_dim": log.feature_dim,
         "num_categories": log.num_categories,
-        "train_rows": len(log.train),
+        "num_users": len(users),
     }
-    run = Run(out, config, sizes=sizes)
+    network = build_network(config, **sizes)
+    _initialise(network, config.network.init)
+    if isinstance(network, PersonalNetwork):
+        network.users.assign(torch.from_numpy(users))
+    optimizer = _optimizer(network, config)
+    run = Run(out, config, sizes={**sizes, "train_rows": len(log.train)})
     progress = run.load(network, optimizer)
-    examples = tuple(_examples(config, log, part) for part in (learns, validates))
+    examples = tuple(train_examples(config, log, part) for part in (learns, validates))
     while not progress.done:
         _epoch(config, network, optimizer, examples, progress)
         run.save(network, optimizer, progress)
     return progress
 
 
-def load_run(run: Path) -> tuple[RunConfig, Thacil]:
+def load_run(run: Path) -> tuple[RunConfig, Network]:
     """Open a run directory: its configuration and its best network, ready to score.
 
     Raises:
@@ -150,29 +155,15 @@ def load_run(run: Path) -> tuple[RunConfig, Thacil]:
         ) from exc
     sizes = resolved.pop("sizes")
     config = parse_config(resolved, source=str(run / "config.json"))
-    network = build_network(
-        config, feature_dim=sizes["feature_dim"], num_categories=sizes["num_categories"]
-    )
+    sizes.pop("train_rows")
+    network = build_network(config, **sizes)
     network.load_state_dict(state)
     return config, network.eval()
 
 
-def _examples(config: RunConfig, log: ClickLog, impressions: Impressions) -> Examples:
-    videos = VideoTable.from_log(log.train_features, log.train, log.num_categories)
-    return Examples(
-        impressions,
-        videos,
-        ClickHistories.from_impressions(log.train),
-        videos,
-        policy=config.data.history,
-        history_length=config.network.num_blocks * config.network.block_size,
-        block_size=config.network.block_size,
-    )
-
-
 def _epoch(
     config: RunConfig,
-    network: Thacil,
+    network: Network,
     optimizer: torch.optim.Optimizer,
     examples: tuple[Examples, ...],
     progress: Progress,
@@ -214,7 +205,7 @@ def _decide(
 
 def _train(
     config: RunConfig,
-    network: Thacil,
+    network: Network,
     optimizer: torch.optim.Optimizer,
     examples: Examples,
     epoch: int,
@@ -225,14 +216,14 @@ def _train(
     network.train()
     total, rows = 0.0, 0
     steps = examples.steps(optim.batch_size)
-    batches = examples.shuffled(optim.batch_size, rng, negatives=config.data.negatives_per_positive)
+    batches = epoch_batches(config, examples, rng)
     shown = tqdm(batches, desc=f"epoch {epoch}", total=steps, mininterval=2, leave=False)
     for step, batch in enumerate(shown):
         if optim.schedule == "linear":
             done = (epoch - 1 + step / steps) / optim.max_epochs
             for group in optimizer.param_groups:
                 group["lr"] = optim.learning_rate * max(_LOWEST_SHARE, 1 - done)
-        loss = nn.functional.binary_cross_entropy_with_logits(forward(network, batch), batch.labels)
+        loss = loss_of(network, batch)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), optim.clip_norm)
@@ -241,7 +232,7 @@ def _train(
     return total / rows
 
 
-def _optimizer(network: Thacil, config: RunConfig) -> torch.optim.Optimizer:
+def _optimizer(network: Network, config: RunConfig) -> torch.optim.Optimizer:
     optim = config.optim
     if not optim.coupled:
         kernels = [p for p in network.parameters() if p.dim() > 1]
@@ -252,12 +243,12 @@ def _optimizer(network: Thacil, config: RunConfig) -> torch.optim.Optimizer:
         ]
         return torch.optim.AdamW(groups, lr=optim.learning_rate, weight_decay=optim.weight_decay)
     decay = optim.weight_decay
-    item = [network.item_projection.weight]
+    item: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for name, parameter in network.named_parameters():
-        if name != "item_projection.weight":
-            (rest if parameter.dim() > 1 else free).append(parameter)
+        kernels = item if name.endswith("item_projection.weight") else rest
+        (kernels if parameter.dim() > 1 else free).append(parameter)
     # The reference lists the item projection twice in its penalty.
     return torch.optim.Adam(
         [
@@ -269,22 +260,25 @@ def _optimizer(network: Thacil, config: RunConfig) -> torch.optim.Optimizer:
     )
 
 
-def _initialise(network: Thacil, how: str) -> None:
-    unknown = network.shape.num_categories
+def _initialise(network: Network, how: str) -> None:
     for name, parameter in network.named_parameters():
-        if parameter.dim() > 1 and not name.startswith("category_embedding"):
+        # Recurrent kernels hold four gates: PyTorch's own start knows their fan-in.
+        if parameter.dim() > 1 and "embedding" not in name and "lstm" not in name:
             nn.init.xavier_uniform_(parameter)
         elif name.endswith("bias") and "norm" not in name:
             nn.init.zeros_(parameter)
-    if how == "reference":
+    if how == "reference" and isinstance(network, Thacil):
         for vector in (network.norm.weight, network.norm.bias, network.self_attention.bias):
             bound = (3.0 / len(vector)) ** 0.5
             nn.init.uniform_(vector, -bound, bound)
-    else:
-        # N(0, 1), PyTorch's default, would drown the projected features at the start.
-        nn.init.normal_(network.category_embedding.weight, std=0.1)
-    with torch.no_grad():
-        network.category_embedding.weight[unknown].zero_()
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Embedding):
+            if how == "plain" or "category" not in name:
+                # N(0, 1), PyTorch's default, would drown the projected features at the start.
+                nn.init.normal_(module.weight, std=0.1)
+            if module.padding_idx is not None:
+                with torch.no_grad():
+                    module.weight[module.padding_idx].zero_()
 
 
 def _rate(optimizer: torch.optim.Optimizer) -> float:

@@ -11,9 +11,10 @@ import torch
 
 from model_store import Click, visible_history
 from training.__main__ import main
+from training.calibrate import load_calibration
 from training.config import RunConfig, load_config
 from training.errors import ConfigError
-from training.evaluate import forward, measure, score, test_examples
+from training.evaluate import forward, measure, measure_lists, score, test_examples
 from training.examples import Examples
 from training.fit import fit, load_run, split_validation
 from training.interactions import ClickLog, load_click_log
@@ -203,8 +204,12 @@ def test_the_verbs_lead_from_a_log_to_a_promoted_version(
     log = load_click_log(world)
     assert log.test is not None
     config, network = load_run(run)
-    measured = measure(log.test, score(network, test_examples(config, log, log.test)))
-    assert json.loads((run / "evaluation.json").read_text()) == pytest.approx(measured)
+    raw = score(network, test_examples(config, log, log.test))
+    logits = load_calibration(run).apply(raw)
+    measured = measure(log.test, logits) | measure_lists(log.test, logits)
+    measured["uncalibrated_ece"] = measure(log.test, raw)["ece"]
+    written = json.loads((run / "evaluation.json").read_text())
+    assert {name: written[name] for name in measured} == pytest.approx(measured)
     assert (store / "CURRENT").read_text().strip() == version
 
 
