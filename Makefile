@@ -11,7 +11,7 @@ STAMP := .venv/.installed
 DATA ?=
 ONCE ?=
 
-.PHONY: help install check test demo format clean bench-training
+.PHONY: help install check test chaos demo bench-state bench-training format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 16
@@ -34,8 +34,14 @@ check: $(STAMP)  ## lint, format, types, import contracts
 test: $(STAMP)  ## the whole test suite, no GPU and no network needed
 	$(BIN)/python -m pytest
 
+chaos: $(STAMP)  ## kill, cut, stall and fill Redis and the service under load
+	$(BIN)/python -m pytest -m chaos -s tests/chaos
+
 demo: $(STAMP)  ## train, publish, serve and report; DATA=DIR takes your log, ONCE=1 ends after the report
 	@$(BIN)/python deploy/demo.py --data "$(or $(DATA),none)" $(if $(ONCE),--once)
+
+bench-state: $(STAMP)  ## memory and speed of the store, into benchmarks/results
+	$(BIN)/python -m benchmarks.state
 
 bench-training: $(STAMP)  ## training and evaluation speed beside a per-row implementation
 	$(BIN)/python -m benchmarks.training

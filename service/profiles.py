@@ -151,6 +151,8 @@ class Profiles:
             user_ids, lease_ms=_LEASE_MS if lease else 0, token=token
         )
         histories = {u: h for u, h in zip(user_ids, found, strict=True) if h is not None}
+        if not histories:
+            return {}
         with metrics.stage("profile"):
             arrays, missing = await self._run(opened, list(histories.values()))
         computed = {}
