@@ -11,10 +11,10 @@ STAMP := .venv/.installed
 DATA ?=
 ONCE ?=
 
-.PHONY: help install check test demo format clean
+.PHONY: help install check test chaos demo bench-state bench-training format clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 16
 
 install: $(STAMP)  ## make .venv and install everything into it
 
@@ -34,8 +34,17 @@ check: $(STAMP)  ## lint, format, types, import contracts
 test: $(STAMP)  ## the whole test suite, no GPU and no network needed
 	$(BIN)/python -m pytest
 
+chaos: $(STAMP)  ## kill, cut, stall and fill Redis and the service under load
+	$(BIN)/python -m pytest -m chaos -s tests/chaos
+
 demo: $(STAMP)  ## train, publish, serve and report; DATA=DIR takes your log, ONCE=1 ends after the report
 	@$(BIN)/python deploy/demo.py --data "$(or $(DATA),none)" $(if $(ONCE),--once)
+
+bench-state: $(STAMP)  ## memory and speed of the store, into benchmarks/results
+	$(BIN)/python -m benchmarks.state
+
+bench-training: $(STAMP)  ## training and evaluation speed beside a per-row implementation
+	$(BIN)/python -m benchmarks.training
 
 format: $(STAMP)  ## rewrite the code in the house format
 	$(BIN)/ruff check --fix-only --exit-zero . && $(BIN)/ruff format .

@@ -1,4 +1,4 @@
-"""The command line: ``python -m service --model-store DIR``."""
+"""The command line: ``python -m service [VERB]``; without a verb it serves."""
 
 from __future__ import annotations
 
@@ -32,6 +32,22 @@ _log = logging.getLogger("service")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; ``serve`` where none is given."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    verb = given.pop(0) if given and not given[0].startswith("-") else "serve"
+    if verb == "serve":
+        return serve(given)
+    # Not above: what they import is not needed to serve.
+    from service.commands import COMMANDS  # noqa: PLC0415
+
+    if verb not in COMMANDS:
+        known = ", ".join(["serve", *COMMANDS])
+        print(f"service: no verb {verb!r}: there are {known}", file=sys.stderr)  # noqa: T201
+        return 2
+    return COMMANDS[verb](given)
+
+
+def serve(arguments: Sequence[str]) -> int:
     """Run the service until a signal ends it; return the exit status."""
     for name, value in _parse(arguments).items():
         os.environ[f"CTR_{name.upper()}"] = value
@@ -83,11 +99,12 @@ def _serve(settings: Settings) -> None:
         )
 
 
-def _parse(arguments: Sequence[str] | None) -> dict[str, str]:
+def _parse(arguments: Sequence[str]) -> dict[str, str]:
     parser = argparse.ArgumentParser(
-        prog="python -m service",
+        prog="python -m service [serve]",
         description="Rank micro-videos by the probability of a click.",
-        epilog="Each flag is also an environment variable: --data-dir is CTR_DATA_DIR.",
+        epilog="Each flag is also an environment variable: --data-dir is CTR_DATA_DIR. Other "
+        "verbs, each with its own --help: load-videos, dump, restore.",
         argument_default=argparse.SUPPRESS,
     )
     parser.add_argument("--model-store", metavar="DIR", help="published model versions")

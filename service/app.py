@@ -28,7 +28,7 @@ from service.profiles import Profiles
 from service.refusals import REFUSALS, problem_of
 from service.scoring import Scoring
 from service.settings import Settings
-from service.state import Lifetimes, State, StateDownError
+from service.state import State, StateDownError
 
 _CANCEL_SECONDS = 0.2
 
@@ -80,7 +80,7 @@ async def _assembled(settings: Settings, url: str) -> AsyncIterator[Parts]:
         executor = ThreadPoolExecutor(settings.threads, "model")
         stack.callback(executor.shutdown, cancel_futures=True)
         state = State(
-            url, timeout_seconds=settings.redis_timeout_seconds, lifetimes=_lifetimes(settings)
+            url, timeout_seconds=settings.redis_timeout_seconds, lifetimes=settings.lifetimes
         )
         stack.push_async_callback(state.close)
         live = LiveModel(
@@ -134,15 +134,6 @@ def _wired(settings: Settings, state: State, live: LiveModel, *, executor: Execu
         admission=admission,
         scoring=scoring,
         events=Events(state, background, future_tolerance_seconds=tolerance),
-    )
-
-
-def _lifetimes(settings: Settings) -> Lifetimes:
-    day = 86_400.0
-    return Lifetimes(
-        user_idle=settings.user_idle_days * day,
-        video_idle=settings.video_idle_days * day,
-        deletion_window=settings.deletion_window_days * day,
     )
 
 

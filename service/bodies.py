@@ -29,15 +29,23 @@ _RFC3339: Final = re.compile(
 )
 
 
-def _identifier(value: str) -> str:
+def identifier_fault(value: str) -> str | None:
+    """Say what is wrong with an id, if anything is."""
     try:
         size = len(value.encode())
     except UnicodeEncodeError:
-        raise ValueError("an id must be valid Unicode") from None
+        return "an id must be valid Unicode"
     if not 1 <= size <= ID_BYTES:
-        raise ValueError(f"an id has 1 to {ID_BYTES} bytes, this one has {size}")
+        return f"an id has 1 to {ID_BYTES} bytes, this one has {size}"
     if not value.isprintable() and any(unicodedata.category(c) == "Cc" for c in value):
-        raise ValueError("an id has no control characters")
+        return "an id has no control characters"
+    return None
+
+
+def _identifier(value: str) -> str:
+    fault = identifier_fault(value)
+    if fault is not None:
+        raise ValueError(fault)
     return value
 
 

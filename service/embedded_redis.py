@@ -78,9 +78,22 @@ def embedded_redis(data_dir: Path, *, fsync: str = "everysec") -> Iterator[str]:
         try:
             _wait_until_up(process, path, log)
             _log.info("embedded Redis runs on %s", path)
-            yield f"unix://{quote(str(path))}"
+            yield _url(path)
         finally:
             _stop(process)
+
+
+def running_redis(data_dir: Path) -> str | None:
+    """Return the URL of the embedded Redis that a service runs on ``data_dir`` now, if any."""
+    path = data_dir.absolute() / "redis.sock"
+    try:
+        return _url(path) if _ask(path, b"PING").startswith(b"+PONG") else None
+    except OSError:
+        return None
+
+
+def _url(path: Path) -> str:
+    return f"unix://{quote(str(path))}"
 
 
 def _arguments(directory: Path, path: Path, log: Path) -> list[str]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import AliasChoices, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.lifetimes import Lifetimes
+
+_DAY: Final = 86_400.0
 _Count = Annotated[int, Field(ge=1)]
 _Days = Annotated[float, Field(ge=0)]
 
@@ -28,6 +31,7 @@ class Settings(BaseSettings):
         log_level: least level that is logged.
         max_body_bytes: longest request body.
         max_videos: videos per call.
+        max_bulk_videos: videos per call in binary form.
         max_events: events per call.
         max_candidates: candidates per call.
         future_tolerance_seconds: how far an event's time may be ahead of this clock.
@@ -64,6 +68,7 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     max_body_bytes: _Count = 64 * 1024 * 1024
     max_videos: _Count = 1_000
+    max_bulk_videos: _Count = 50_000
     max_events: _Count = 10_000
     max_candidates: _Count = 5_000
     future_tolerance_seconds: Annotated[float, Field(ge=0)] = 60.0
@@ -80,3 +85,12 @@ class Settings(BaseSettings):
     max_candidates_in_flight: _Count = 20_000
     score_timeout_ms: _Count = 2_000
     threads: _Count = min(4, os.cpu_count() or 1)
+
+    @property
+    def lifetimes(self) -> Lifetimes:
+        """How long facts are kept."""
+        return Lifetimes(
+            user_idle=self.user_idle_days * _DAY,
+            video_idle=self.video_idle_days * _DAY,
+            deletion_window=self.deletion_window_days * _DAY,
+        )

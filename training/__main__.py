@@ -145,6 +145,50 @@ def promote_verb(options: argparse.Namespace) -> None:
     print(f"{options.version} is current in {options.store}")
 
 
+def compare_verb(options: argparse.Namespace) -> None:
+    """Train and score several models under one protocol and write the report."""
+    from training.compare import compare, contenders  # noqa: PLC0415
+    from training.inspection import inspect_log  # noqa: PLC0415
+    from training.interactions import load_click_log  # noqa: PLC0415
+    from training.report import comparison_text, write_comparison  # noqa: PLC0415
+
+    field = contenders(options.models, preset=options.preset, overrides=options.config)
+    log = load_click_log(options.data, test_file=options.test_file)
+    found = compare(
+        field,
+        log,
+        options.out,
+        seeds=options.seeds,
+        against=options.against,
+        cutoffs=options.cutoffs,
+    )
+    oracle = _oracle(options.data) if options.test_file is None else {}
+    write_comparison(found, *inspect_log(log), options.out, oracle=oracle)
+    print()
+    print(comparison_text(found, oracle))
+    print(f"{options.out / 'report.html'}")
+
+
+def _oracle(data: Path) -> dict[str, float]:
+    """Read what the best possible model scores, where ``synthesize`` made the log."""
+    world = data / "world.json"
+    saved = json.loads(world.read_text()) if world.exists() else {}
+    return {name: saved[name] for name in ("oracle_auc", "oracle_gauc") if name in saved}
+
+
+def inspect_verb(options: argparse.Namespace) -> None:
+    """Say what a log holds and what looks wrong with it."""
+    from training.inspection import inspect_log  # noqa: PLC0415
+    from training.inspection_report import inspection_text, write_inspection  # noqa: PLC0415
+    from training.interactions import load_click_log  # noqa: PLC0415
+
+    summary, distributions = inspect_log(load_click_log(options.data, test_file=options.test_file))
+    print(inspection_text(summary, distributions))
+    if options.out is not None:
+        write_inspection(summary, distributions, options.out)
+        print(f"{options.out / 'inspection.html'}")
+
+
 def synthesize_verb(options: argparse.Namespace) -> None:
     """Write a synthetic world's click log."""
     from training.synthetic import synthesize  # noqa: PLC0415
@@ -163,14 +207,48 @@ def synthesize_verb(options: argparse.Namespace) -> None:
     print(f"best possible per-user AUC of the test file: {report.oracle_auc:.4f}")
 
 
+_PATH = """\
+from a log to a served version:
+  python -m training inspect  --data LOG
+  python -m training fit      --data LOG --out RUN
+  python -m training evaluate --data LOG --run RUN
+  python -m training export   --run RUN --store STORE      # prints VERSION
+  python -m training promote VERSION --store STORE
+
+which model is best on this log, and how sure that is:
+  python -m training compare  --data LOG --seeds 3 --out REPORT
+
+no log at hand:
+  python -m training synthesize --out LOG
+
+LOG is a directory in the layout of MicroVideo-1.7M: train_data.csv, test_data.csv (user_id,
+item_id, cate_id, is_click, timestamp in ms) and {train,test}_cover_image_feature.npy.
+Every verb explains itself: python -m training VERB --help
+"""
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m training",
         description="From a raw click log to a published THACIL version.",
+        epilog=_PATH,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
+    _add_training(verbs)
+    _add_publishing(verbs)
+    _add_reports(verbs)
+    _add_sources(verbs)
+    return parser
 
-    fit = verbs.add_parser("fit", help="train on a click log")
+
+def _add_training(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    fit = verbs.add_parser(
+        "fit",
+        help="train on a click log",
+        description="Trains, stops when the validation split of the training file no longer gets "
+        "better, and calibrates. The same command after an interruption goes on.",
+    )
     fit.add_argument("--data", type=Path, required=True, help="directory in MicroVideo-1.7M layout")
     fit.add_argument("--preset", choices=PRESETS, default="modern")
     fit.add_argument("--model", choices=MODELS, help="which network; thacil when not given")
@@ -179,20 +257,37 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--out", type=Path, required=True, help="run directory; resumes if begun")
     fit.set_defaults(verb=fit_verb)
 
-    evaluate = verbs.add_parser("evaluate", help="score a test file with a trained run")
-    evaluate.add_argument("--run", type=Path, required=True)
+    evaluate = verbs.add_parser(
+        "evaluate",
+        help="score a test file with a trained run",
+        description="Prints AUC per user, gAUC, log loss, calibration and top-K lists, and writes "
+        "evaluation.json and evaluation_logits.npy into the run.",
+    )
+    evaluate.add_argument("--run", type=Path, required=True, help="directory that fit wrote")
     evaluate.add_argument("--data", type=Path, required=True)
     evaluate.add_argument(
         "--test-file", help="another CSV, of the test videos; a path or a name in DATA"
     )
     evaluate.set_defaults(verb=evaluate_verb)
 
-    calibrate = verbs.add_parser("calibrate", help="fit a run's calibration again")
+    calibrate = verbs.add_parser(
+        "calibrate",
+        help="fit a run's calibration again",
+        description="Fits the line that makes probabilities of a run's logits to its validation "
+        "split. fit does it too; this is for weights that were changed since.",
+    )
     calibrate.add_argument("--run", type=Path, required=True)
     calibrate.add_argument("--data", type=Path, required=True)
     calibrate.set_defaults(verb=calibrate_verb)
 
-    export = verbs.add_parser("export", help="publish a trained run as a version")
+
+def _add_publishing(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    export = verbs.add_parser(
+        "export",
+        help="publish a trained run as a version",
+        description="Exports three ONNX graphs, calibration folded in, proves them on golden cases "
+        "and publishes them. Prints the version; nothing serves it before promote.",
+    )
     export.add_argument("--run", type=Path, required=True)
     export.add_argument("--store", type=Path, required=True)
     export.set_defaults(verb=export_verb)
@@ -201,8 +296,71 @@ def _parser() -> argparse.ArgumentParser:
     promote.add_argument("version")
     promote.add_argument("--store", type=Path, required=True)
     promote.set_defaults(verb=promote_verb)
-    _add_sources(verbs)
-    return parser
+
+
+def _add_reports(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    inspect = verbs.add_parser(
+        "inspect",
+        help="say what a log holds and what looks wrong",
+        description="Prints users, videos, click share, history lengths, time span, the paper's "
+        "Fig. 3 and what looks wrong with the log.",
+    )
+    inspect.add_argument("--data", type=Path, required=True, help="the log's directory")
+    inspect.add_argument("--test-file", help="another CSV of the test videos")
+    inspect.add_argument("--out", type=Path, help="also write inspection.html and .json there")
+    inspect.set_defaults(verb=inspect_verb)
+
+    compare = verbs.add_parser(
+        "compare",
+        help="train and test several models under one protocol",
+        description="Trains each model with each seed, scores the test file and writes "
+        "report.html, report.json and user_auc.csv. The same command with more models or seeds "
+        "does only what is new; after an interruption it goes on.",
+    )
+    compare.add_argument("--data", type=Path, required=True, help="the log's directory")
+    compare.add_argument(
+        "--models",
+        type=_names,
+        default=list(MODELS),
+        metavar="A,B,...",
+        help=f"each MODEL, MODEL@PRESET or MODEL@FILE.toml; models are {', '.join(MODELS)} "
+        "(all, when not given)",
+    )
+    compare.add_argument(
+        "--seeds", type=_count, default=3, metavar="N", help="seeds 1 to N of each (3)"
+    )
+    compare.add_argument(
+        "--preset", choices=PRESETS, default="modern", help="of models that name none (modern)"
+    )
+    compare.add_argument("--config", type=Path, help="TOML file of departures, for all models")
+    compare.add_argument(
+        "--against", metavar="NAME", help="whom the others are held against (the first thacil)"
+    )
+    compare.add_argument(
+        "--cutoffs",
+        type=_counts,
+        default=list(CUTOFFS),
+        metavar="K,K,...",
+        help="lengths of top lists (10,20,...,100)",
+    )
+    compare.add_argument("--test-file", help="another CSV of the test videos")
+    compare.add_argument("--out", type=Path, required=True, help="directory of report and runs")
+    compare.set_defaults(verb=compare_verb)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value
+
+
+def _counts(text: str) -> list[int]:
+    return [_count(part) for part in text.split(",")]
 
 
 def _add_sources(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -64,6 +64,9 @@ class OptimConfig(_Section):
     """L2 inside the gradient, as the reference has it (it kills attention units), not decoupled."""
     batch_size: _Positive = 512
     """Impressions per step."""
+    rows_per_user: _Positive = 32
+    """Neighbouring impressions of a user that stay together in a step and share the work on their
+    histories; 1 mixes all impressions, at several times the cost."""
     max_epochs: _Positive = 20
     patience: Annotated[int, Field(ge=0)] = 1
     """Epochs without a better validation AUC before the run stops."""

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import torch
 
 from model_store import FloatArray
+from training.batches import Batch, Policy, VideoTable
 from training.config import RunConfig
 from training.errors import DataError
-from training.examples import Batch, Examples, VideoTable
+from training.examples import Examples
 from training.interactions import ClickHistories, ClickLog, Impressions
 from training.metrics import evaluate_lists, evaluate_scores
 from training.models import PERSONAL_MODELS, Network, PersonalNetwork, build_baseline
 from training.models.thacil import Thacil, ThacilShape
+from training.models.thacil_shared import (
+    Windows,
+    can_share,
+    score_runs,
+    shared_logits,
+    shared_profile,
+)
 
-_ROWS_PER_BATCH = 2048
+_ROWS_PER_BATCH = 8192
+# From here on a loop over histories costs less than gathering a profile for every row.
+_LONG_RUN = 16
 
 
 def build_network(
@@ -56,13 +64,16 @@ def forward(network: Network, batch: Batch) -> torch.Tensor:
     logits: torch.Tensor
     if isinstance(network, PersonalNetwork):
         logits = network(batch.user_ids, candidates)
+    elif isinstance(network, Thacil) and can_share(network):
+        windows = Windows(batch.clicks, batch.group, batch.first, batch.lengths)
+        logits = shared_logits(network, videos, windows, batch.user, candidates)
     else:
         clicks = torch.nn.functional.embedding(batch.history, videos)
         logits = network(clicks, batch.lengths, batch.user, candidates)
     return logits
 
 
-def history_policy(config: RunConfig) -> Literal["causal", "paper", "none"]:
+def history_policy(config: RunConfig) -> Policy:
     """Say which clicks a run's examples carry: those that its model reads."""
     return "none" if config.model in PERSONAL_MODELS else config.data.history
 
@@ -72,8 +83,25 @@ def score(network: Network, examples: Examples) -> FloatArray:
     logits = np.empty(len(examples), np.float32)
     network.eval()
     with torch.inference_mode():
+        if isinstance(network, Thacil) and examples.rows_per_history >= _LONG_RUN:
+            return _score_runs(network, examples, logits)
         for batch in examples.sequential(_ROWS_PER_BATCH):
             logits[batch.rows] = forward(network, batch).numpy()
+    return logits
+
+
+def _score_runs(network: Thacil, examples: Examples, logits: FloatArray) -> FloatArray:
+    """Embed every candidate once, profile every history once; the rest per pair."""
+    table = np.empty((examples.num_candidates, network.shape.embedding_dim), np.float32)
+    for items, features, categories in examples.candidate_contents(_ROWS_PER_BATCH):
+        table[items] = network.embed(features, categories).numpy()
+    for batch in examples.sequential(_ROWS_PER_BATCH, with_candidates=False):
+        windows = Windows(batch.clicks, batch.group, batch.first, batch.lengths)
+        videos = network.embed(batch.features, batch.categories)
+        profile = shared_profile(network, videos, windows)
+        runs = torch.bincount(batch.user, minlength=len(batch.lengths)).tolist()
+        candidates = torch.from_numpy(table[batch.candidate.numpy()])
+        logits[batch.rows] = score_runs(network, profile, runs, candidates).numpy()
     return logits
 
 

@@ -1,72 +1,25 @@
-"""Impressions with the history each may see, cut into batches that share profiles.
+"""Impressions with the history each may see, ordered into batches that share work.
 
-Impressions of one user between two clicks see the same history: such a group stays together, so
-that a step computes its profile once.
+Impressions of one user between two clicks see the same history, and the histories of neighbouring
+impressions overlap: chunks of a user's impressions stay together in a step, which embeds their
+clicks once and computes each history's profile once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from model_store import FloatArray, IntArray
+from model_store import IntArray
+from training.batches import Batch, Histories, Policy, VideoTable, make_batch
 from training.interactions import ClickHistories, Impressions
 
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One step's impressions; V distinct videos, U distinct histories, N impressions.
-
-    Attributes:
-        rows: [N], positions in the impressions the batch was cut from.
-        features: [V + 1, F]; the last one is padding, zeros.
-        categories: [V + 1]; the last one is the unknown category.
-        history: [U, L], index into the V + 1 videos, oldest first, padded at the end.
-        lengths: [U].
-        user: [N], index into U.
-        user_ids: [N], as in the log.
-        candidate: [N], index into V.
-        labels: [N], 0 or 1.
-    """
-
-    rows: IntArray
-    features: Tensor
-    categories: Tensor
-    history: Tensor
-    lengths: Tensor
-    user: Tensor
-    user_ids: Tensor
-    candidate: Tensor
-    labels: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class VideoTable:
-    """Contents of the videos that histories or candidates name.
-
-    Attributes:
-        features: [videos, F].
-        categories: [videos]; C for a video that the log never names.
-        num_categories: C; also the mark of padding.
-    """
-
-    features: FloatArray
-    categories: IntArray
-    num_categories: int
-
-    @classmethod
-    def from_log(
-        cls, features: FloatArray, impressions: Impressions, num_categories: int
-    ) -> VideoTable:
-        """Take every video's category from the impressions that name it."""
-        categories = np.full(len(features), num_categories, np.int64)
-        categories[impressions.item_ids] = impressions.categories
-        return cls(features, categories, num_categories)
+# Of one user's impressions to be scored this many share a row of clicks: more would make the
+# rows of users who clicked a lot meanwhile too wide.
+_SCORED_TOGETHER = 256
 
 
 class Examples:
@@ -90,46 +43,107 @@ class Examples:
         histories: ClickHistories,
         history_videos: VideoTable,
         *,
-        policy: Literal["causal", "paper", "none"],
+        policy: Policy,
         history_length: int,
         block_size: int,
     ) -> None:
-        self.impressions = impressions
-        self._candidates, self._history_videos = candidates, history_videos
-        self._histories, self._policy = histories, policy
-        self._length, self._block_size = history_length, block_size
+        self.impressions, self._candidates = impressions, candidates
         before = impressions.timestamps_ms if policy == "causal" else None
-        self._starts, self._ends = histories.bounds(impressions.user_ids, before)
+        starts, ends = histories.bounds(impressions.user_ids, before)
         if policy == "none":
-            self._starts, self._ends = np.zeros((2, len(impressions)), np.int64)
-        # Group key: the end of a history is unique to its user, save for empty ones, which
-        # are all alike.
-        self._order = np.lexsort((self._ends, self._starts)).astype(np.int64)
+            starts, ends = np.zeros((2, len(impressions)), np.int64)
+        self._histories = Histories(
+            histories, history_videos, starts, ends, policy, history_length, block_size
+        )
+        # A history's end is unique to its user, save for empty ones, which are all alike.
+        self._order = np.lexsort((ends, starts)).astype(np.int64)
 
     def __len__(self) -> int:
         return len(self.impressions)
 
-    def sequential(self, batch_size: int) -> Iterator[Batch]:
-        """Batches for evaluation: every history in one batch, if it is not larger than that."""
+    @property
+    def num_candidates(self) -> int:
+        """Rows of the table that the impressions' item ids index."""
+        return len(self._candidates.features)
+
+    @property
+    def rows_per_history(self) -> float:
+        """How many impressions see the same history, on average."""
+        ends = self._histories.ends[self._order]
+        return len(ends) / (1 + int(np.count_nonzero(ends[1:] != ends[:-1])))
+
+    def candidate_contents(self, batch_size: int) -> Iterator[tuple[IntArray, Tensor, Tensor]]:
+        """Every video that an impression names, once: item ids, features and categories."""
+        named = np.zeros(self.num_candidates, bool)
+        named[self.impressions.item_ids] = True
+        items = np.flatnonzero(named)
+        for begin in range(0, len(items), batch_size):
+            part = items[begin : begin + batch_size]
+            features = self._candidates.features[part].astype(np.float32)
+            categories = self._candidates.categories[part]
+            yield part, torch.from_numpy(features), torch.from_numpy(categories)
+
+    def sequential(self, batch_size: int, *, with_candidates: bool = True) -> Iterator[Batch]:
+        """Batches for evaluation: every history in one batch, if it is not larger than that.
+
+        Args:
+            batch_size: impressions per batch.
+            with_candidates: if not, ``candidate`` of a batch holds item ids, and their contents
+                come from :meth:`candidate_contents`.
+        """
         for begin in range(0, len(self), batch_size):
-            yield self._batch(self._order[begin : begin + batch_size], None)
+            rows = self._order[begin : begin + batch_size]
+            yield make_batch(
+                self.impressions,
+                self._candidates,
+                self._histories,
+                rows,
+                chunks=self._chunks(rows, _SCORED_TOGETHER),
+                rng=None,
+                with_candidates=with_candidates,
+            )
 
     def shuffled(
-        self, batch_size: int, rng: np.random.Generator, *, negatives: float | None = None
+        self,
+        batch_size: int,
+        rng: np.random.Generator,
+        *,
+        negatives: float | None = None,
+        rows_per_user: int = 32,
     ) -> Iterator[Batch]:
-        """Batches for training: groups in random order, all or sampled negatives.
+        """Batches for training: chunks of users' impressions in random order.
 
         Args:
             batch_size: impressions per step; an incomplete last batch is dropped, as its
                 gradient would be noisier, unless it is the only one.
             rng: the epoch's randomness.
             negatives: negatives kept per positive of each user; all when not given.
+            rows_per_user: neighbouring impressions of a user that stay together; where a user's
+                chunks begin is drawn anew each epoch. 1 mixes all impressions.
         """
         rows = self._order if negatives is None else self._sample_negatives(negatives, rng)
-        rows = self._shuffle_groups(rows, rng)
+        chunks = self._chunks(rows, rows_per_user, rng)
+        place = rng.permutation(int(chunks[-1]) + 1)[chunks]
+        order = np.argsort(place, kind="stable")
+        rows, chunks = rows[order], place[order]
         stop = max(len(rows) - len(rows) % batch_size, min(len(rows), batch_size))
         for begin in range(0, stop, batch_size):
-            yield self._batch(rows[begin : begin + batch_size], rng)
+            part = slice(begin, begin + batch_size)
+            yield self._batch(rows[part], chunks[part], rng)
+
+    def _chunks(
+        self, rows: IntArray, size: int, rng: np.random.Generator | None = None
+    ) -> IntArray:
+        """Number the chunks that ordered rows fall into: at most ``size`` rows of one user each."""
+        starts = self._histories.starts[rows]
+        new_user = np.r_[True, starts[1:] != starts[:-1]]
+        user = np.cumsum(new_user) - 1
+        rank = np.arange(len(rows)) - np.flatnonzero(new_user)[user]
+        if rng is not None:
+            rank += rng.integers(0, size, int(user[-1]) + 1)[user]
+        # Consecutive by construction, so a change of either starts a chunk.
+        rank //= size
+        return np.cumsum(np.r_[False, (rank[1:] != rank[:-1]) | new_user[1:]])
 
     def pairs(self, batch_size: int, rng: np.random.Generator) -> Iterator[Batch]:
         """Batches for a pairwise loss: clicks, then as many videos passed over by their users.
@@ -146,7 +160,8 @@ class Examples:
         stop = max(len(clicks) - len(clicks) % half, min(len(clicks), half))
         for begin in range(0, stop, half):
             part = slice(begin, begin + half)
-            yield self._batch(np.concatenate([clicks[part], others[part]]), rng)
+            rows = np.concatenate([clicks[part], others[part]])
+            yield self._batch(rows, np.arange(len(rows)), rng)
 
     def _draw_pairs(self, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
         labels, users = self.impressions.labels, self.impressions.user_ids
@@ -163,13 +178,6 @@ class Examples:
         """How many batches an epoch has when no negatives are sampled."""
         return max(1, len(self) // batch_size)
 
-    def _shuffle_groups(self, rows: IntArray, rng: np.random.Generator) -> IntArray:
-        starts, ends = self._starts[rows], self._ends[rows]
-        change = np.r_[False, (ends[1:] != ends[:-1]) | (starts[1:] != starts[:-1])]
-        group = np.cumsum(change)
-        place = rng.permutation(int(group[-1]) + 1)[group] if len(rows) else group
-        return rows[np.lexsort((rng.random(len(rows)), place))]
-
     def _sample_negatives(self, ratio: float, rng: np.random.Generator) -> IntArray:
         labels, users = self.impressions.labels, self.impressions.user_ids
         order = np.lexsort((rng.random(len(labels)), -labels, users))
@@ -183,69 +191,7 @@ class Examples:
         chosen[order[keep]] = True
         return self._order[chosen[self._order]]
 
-    def _batch(self, rows: IntArray, rng: np.random.Generator | None) -> Batch:
-        keys = np.stack([self._starts[rows], self._ends[rows]], axis=1)
-        distinct, user = np.unique(keys, axis=0, return_inverse=True)
-        positions, lengths = self._positions(distinct, rng)
-        # Distinct videos of history and candidates apart: they may live in two item spaces.
-        seen, history = np.unique(
-            self._histories.item_ids[positions.clip(min=0)], return_inverse=True
+    def _batch(self, rows: IntArray, chunks: IntArray, rng: np.random.Generator | None) -> Batch:
+        return make_batch(
+            self.impressions, self._candidates, self._histories, rows, chunks=chunks, rng=rng
         )
-        wanted, candidate = np.unique(self.impressions.item_ids[rows], return_inverse=True)
-        padding = len(seen) + len(wanted)
-        history = np.where(positions < 0, padding, history.reshape(positions.shape))
-        width = self._history_videos.features.shape[1]
-        features = np.concatenate(
-            [
-                self._history_videos.features[seen],
-                self._candidates.features[wanted],
-                np.zeros((1, width), np.float32),
-            ]
-        )
-        categories = np.concatenate(
-            [
-                self._history_videos.categories[seen],
-                self._candidates.categories[wanted],
-                [self._history_videos.num_categories],
-            ]
-        )
-        return Batch(
-            rows=rows,
-            features=torch.from_numpy(features),
-            categories=torch.from_numpy(categories),
-            history=torch.from_numpy(history),
-            lengths=torch.from_numpy(lengths),
-            user=torch.from_numpy(user.reshape(-1)),
-            user_ids=torch.from_numpy(self.impressions.user_ids[rows]),
-            candidate=torch.from_numpy(candidate + len(seen)),
-            labels=torch.from_numpy(self.impressions.labels[rows]),
-        )
-
-    def _positions(
-        self, bounds: IntArray, rng: np.random.Generator | None
-    ) -> tuple[IntArray, IntArray]:
-        starts, ends = bounds[:, 0], bounds[:, 1]
-        if self._policy == "paper" and rng is not None:
-            return self._random_positions(starts, ends, rng)
-        lengths = np.minimum(ends - starts, self._length)
-        columns = np.arange(self._padded(lengths))
-        positions = (ends - lengths)[:, None] + columns
-        return np.where(columns < lengths[:, None], positions, -1), lengths
-
-    def _random_positions(
-        self, starts: IntArray, ends: IntArray, rng: np.random.Generator
-    ) -> tuple[IntArray, IntArray]:
-        """A random ordered subset of histories that are too long, as the reference takes."""
-        lengths = np.minimum(ends - starts, self._length)
-        positions = np.full((len(starts), self._padded(lengths)), -1, np.int64)
-        for row, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
-            count = int(lengths[row])
-            chosen = np.arange(start, end)
-            if end - start > count:
-                chosen = np.sort(rng.choice(chosen, count, replace=False))
-            positions[row, :count] = chosen
-        return positions, lengths
-
-    def _padded(self, lengths: IntArray) -> int:
-        longest = max(1, int(lengths.max(initial=0)))
-        return -(-longest // self._block_size) * self._block_size

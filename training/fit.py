@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from training.batches import Batch
 from training.config import RunConfig, parse_config
 from training.errors import ConfigError, DataError
 from training.evaluate import build_network, measure, score, train_examples
@@ -129,7 +130,7 @@ def fit(config: RunConfig, log: ClickLog, out: Path) -> Progress:
     _initialise(network, config.network.init)
     if isinstance(network, PersonalNetwork):
         network.users.assign(torch.from_numpy(users))
-    optimizer = _optimizer(network, config)
+    optimizer = make_optimizer(network, config)
     run = Run(out, config, sizes={**sizes, "train_rows": len(log.train)})
     progress = run.load(network, optimizer)
     examples = tuple(train_examples(config, log, part) for part in (learns, validates))
@@ -223,16 +224,25 @@ def _train(
             done = (epoch - 1 + step / steps) / optim.max_epochs
             for group in optimizer.param_groups:
                 group["lr"] = optim.learning_rate * max(_LOWEST_SHARE, 1 - done)
-        loss = loss_of(network, batch)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), optim.clip_norm)
-        optimizer.step()
-        total, rows = total + loss.item() * len(batch.labels), rows + len(batch.labels)
+        loss = train_step(network, optimizer, batch, clip_norm=optim.clip_norm)
+        total, rows = total + loss * len(batch.labels), rows + len(batch.labels)
     return total / rows
 
 
-def _optimizer(network: Network, config: RunConfig) -> torch.optim.Optimizer:
+def train_step(
+    network: Network, optimizer: torch.optim.Optimizer, batch: Batch, *, clip_norm: float
+) -> float:
+    """Move the weights once; the batch's mean loss before the move."""
+    loss = loss_of(network, batch)
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(network.parameters(), clip_norm)
+    optimizer.step()
+    return loss.item()
+
+
+def make_optimizer(network: Network, config: RunConfig) -> torch.optim.Optimizer:
+    """Group the weights by their decay: AdamW's decoupled one, or the reference's L2 in Adam."""
     optim = config.optim
     if not optim.coupled:
         kernels = [p for p in network.parameters() if p.dim() > 1]
@@ -241,7 +251,9 @@ def _optimizer(network: Network, config: RunConfig) -> torch.optim.Optimizer:
             {"params": kernels},
             {"params": vectors, "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(groups, lr=optim.learning_rate, weight_decay=optim.weight_decay)
+        return torch.optim.AdamW(
+            groups, lr=optim.learning_rate, weight_decay=optim.weight_decay, fused=True
+        )
     decay = optim.weight_decay
     item: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
@@ -257,6 +269,7 @@ def _optimizer(network: Network, config: RunConfig) -> torch.optim.Optimizer:
             {"params": free, "weight_decay": 0.0},
         ],
         lr=optim.learning_rate,
+        fused=True,
     )
 
 

@@ -10,6 +10,8 @@ import numpy as np
 from model_store import IntArray
 from training.ranking import CUTOFFS, MEASURES, Convention, Doubles, Floats, top_k
 
+RELIABILITY_BINS = 20
+
 
 @dataclass(frozen=True, slots=True)
 class UserAuc:
@@ -101,7 +103,7 @@ class Reliability:
     impressions: IntArray
 
 
-def reliability(labels: Floats, logits: Floats, *, bins: int = 20) -> Reliability:
+def reliability(labels: Floats, logits: Floats, *, bins: int = RELIABILITY_BINS) -> Reliability:
     """Bin impressions by predicted probability, about equally many in each bin.
 
     Bins of equal width would leave most of them empty: click probabilities are small. Equal
@@ -122,7 +124,9 @@ def reliability(labels: Floats, logits: Floats, *, bins: int = 20) -> Reliabilit
     return Reliability(mean_predicted, mean_observed, count[kept])
 
 
-def expected_calibration_error(labels: Floats, logits: Floats, *, bins: int = 20) -> float:
+def expected_calibration_error(
+    labels: Floats, logits: Floats, *, bins: int = RELIABILITY_BINS
+) -> float:
     """How far predictions are from what happened: mean |predicted - observed| over bins, 0 to 1.
 
     Bins as in :func:`reliability`, weighted by their impressions (Guo et al. 2017, with bins of

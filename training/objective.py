@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from training.batches import Batch
 from training.config import RunConfig
 from training.evaluate import forward
-from training.examples import Batch, Examples
+from training.examples import Examples
 from training.models import Network
 from training.models.bpr import Bpr, pairwise_loss
 
@@ -22,7 +23,12 @@ def epoch_batches(
     size = config.optim.batch_size
     if config.model == "bpr":
         return examples.pairs(size, rng)
-    return examples.shuffled(size, rng, negatives=config.data.negatives_per_positive)
+    return examples.shuffled(
+        size,
+        rng,
+        negatives=config.data.negatives_per_positive,
+        rows_per_user=config.optim.rows_per_user,
+    )
 
 
 def loss_of(network: Network, batch: Batch) -> torch.Tensor:

@@ -4,15 +4,15 @@ Raw facts, and profiles that follow from them. ``keys`` names everything, ``code
 it is packed, ``door`` sends it, ``store`` knows what to ask.
 """
 
+from service.lifetimes import Lifetimes
 from service.state.clients import AddressError
-from service.state.codec import FEATURE_LIMIT, Meta, Position, Video, mark
+from service.state.codec import FEATURE_LIMIT, Meta, Position, Video, mark, pack_video
 from service.state.door import StateDownError, StateFullError
 from service.state.facts import (
     Appended,
     Changes,
     Deleted,
     History,
-    Lifetimes,
     NewClick,
     NewProfile,
     View,
@@ -39,4 +39,5 @@ __all__ = [
     "Video",
     "View",
     "mark",
+    "pack_video",
 ]

@@ -17,7 +17,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 from redis import asyncio as redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 
 AnyClient = redis.Redis | RedisCluster
@@ -75,6 +75,15 @@ def make_client(url: str, limits: Limits) -> AnyClient:
     except ValueError as exc:
         raise AddressError(f"the address of Redis cannot be understood: {exc}") from exc
     raise AddressError(f"the address of Redis starts with {scheme!r}: the forms are {_FORMS}")
+
+
+async def close_client(client: AnyClient) -> None:
+    """Close all its connections, those to Sentinels too: the library forgets them."""
+    await client.aclose()
+    pool = None if isinstance(client, RedisCluster) else client.connection_pool
+    if isinstance(pool, SentinelConnectionPool):
+        for sentinel in pool.sentinel_manager.sentinels:
+            await sentinel.aclose()
 
 
 def _sentinel_client(parts: SplitResult, limits: Limits, options: dict[str, Any]) -> redis.Redis:

@@ -1,9 +1,10 @@
 """How facts are packed into bytes. The scripts know the same layout.
 
-Meta of a user, 28 bytes, big-endian: ``M1``, history version (8), time in ms up to which clicks
+Meta of a user, 34 bytes, big-endian: ``M1``, history version (8), time in ms up to which clicks
 are refused (6), second in which the expiry was last moved on (4), second in which that of the
-clicked videos was (4), history length (2), next slot of the ring (2); then the ring of
-event marks, 6 bytes each. An entry of a history: time in ms (6), video id.
+clicked videos was (4), history length (2), next slot of the ring (2), time of the newest click
+in ms (6); then the ring of event marks, 6 bytes each. An entry of a history: time in ms (6),
+video id.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ import numpy as np
 
 from model_store import Click, FloatArray
 
-META_BYTES: Final = 28
+META_BYTES: Final = 34
 FEATURE_LIMIT: Final = float(np.finfo(np.float16).max)
 """Largest magnitude that a stored feature may have."""
 
-_META: Final = struct.Struct(">2sQHIIIHH")
+_META: Final = struct.Struct(">2sQHIIIHHHI")
 _MAGIC: Final = b"M1"
 _VIDEO: Final = struct.Struct("<Bq")
 _VIDEO_FORMAT: Final = 1
@@ -64,7 +65,7 @@ def unpack_meta(packed: bytes | None) -> Meta:
     """Read the header of a user's meta; what is missing or of another format is nobody's."""
     if not packed or len(packed) < META_BYTES or not packed.startswith(_MAGIC):
         return NO_META
-    _, version, high, low, _, _, length, _ = _META.unpack_from(packed)
+    _, version, high, low, _, _, length, *_ = _META.unpack_from(packed)
     return Meta(Position(version, length), high << 32 | low)
 
 

@@ -7,7 +7,7 @@ import hashlib
 import random
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -31,7 +31,7 @@ from redis.exceptions import (
 )
 
 from service import metrics
-from service.state.clients import Limits, make_client
+from service.state.clients import Limits, close_client, make_client
 from service.state.lane import Lane
 
 Call = tuple[Any, ...]
@@ -43,6 +43,7 @@ _CONNECTIONS: Final = 64
 _FAILURES: Final = 5
 _OPEN_SECONDS: Final = 0.25
 _OPEN_SECONDS_MOST: Final = 2.0
+_FORGET_SECONDS: Final = 0.25
 # What another attempt, perhaps at another server, may well find mended.
 _PASSING: Final = (
     OSError,
@@ -157,6 +158,7 @@ class Door:
         self._slots = asyncio.Semaphore(_CONNECTIONS)
         self._timeout_seconds = timeout_seconds
         self._circuit = Circuit()
+        self._forgotten_at = 0.0
         self.reached = False
         """Whether Redis has ever answered."""
 
@@ -174,7 +176,7 @@ class Door:
         """Close all connections."""
         if self._lane is not None:
             self._lane.close()
-        await self._client.aclose()
+        await close_client(self._client)
 
     async def call(
         self, calls: Sequence[Call], *, scripts: Sequence[Script] = (), quick: bool = False
@@ -279,23 +281,43 @@ class Door:
             self._slots.release()
 
     async def _send(self, calls: Sequence[Call]) -> list[Any]:
-        pipeline = self._client.pipeline(transaction=False)
-        async with pipeline as pipe:
-            for call in calls:
-                pipe.execute_command(*call)
-            return await pipe.execute(raise_on_error=False)
+        with self._stumbling():
+            pipeline = self._client.pipeline(transaction=False)
+            async with pipeline as pipe:
+                for call in calls:
+                    pipe.execute_command(*call)
+                return await pipe.execute(raise_on_error=False)
 
     async def _load(self, script: Script) -> None:
         if isinstance(self._client, RedisCluster):
             everywhere = RedisCluster.PRIMARIES
-            await self._client.execute_command("SCRIPT LOAD", script.text, target_nodes=everywhere)
+            with self._stumbling():
+                await self._client.execute_command(
+                    "SCRIPT LOAD", script.text, target_nodes=everywhere
+                )
         else:
             await self._send([("SCRIPT LOAD", script.text)])
 
+    @contextmanager
+    def _stumbling(self) -> Iterator[None]:
+        try:
+            yield
+        except (RedisError, RedisClusterException, OSError):
+            raise
+        except Exception as exc:
+            if not self.clustered:
+                raise
+            # While a cluster fails over, redis-py closes connections that other tasks are about
+            # to use, and they stumble in many ways (AttributeError on a writer that is None).
+            raise ConnectionError(f"the client of the cluster stumbled: {exc!r}") from exc
+
     async def _forget_topology(self) -> None:
-        if isinstance(self._client, RedisCluster):
+        now = time.monotonic()
+        if isinstance(self._client, RedisCluster) and now > self._forgotten_at + _FORGET_SECONDS:
+            self._forgotten_at = now
             # The next attempt asks anew who holds which slots.
-            await self._client.aclose()
+            with suppress(Exception):
+                await self._client.aclose()
 
     def _show(self) -> None:
         metrics.REDIS_CIRCUIT_OPEN.set(float(self._circuit.is_open))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Final
 
+from service.lifetimes import Lifetimes
 from service.state.change_log import read_logs
 from service.state.codec import (
     META_BYTES,
@@ -26,7 +27,6 @@ from service.state.facts import (
     Cursors,
     Deleted,
     History,
-    Lifetimes,
     NewClick,
     NewProfile,
     View,

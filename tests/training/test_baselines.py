@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import nn
 
 from training.config import MODELS, RunConfig, parse_config
 from training.evaluate import build_network, score, test_examples
+from training.export import _export
 from training.fit import fit, load_run
 from training.interactions import ClickLog, load_click_log
 from training.models import PERSONAL_MODELS, HistoryNetwork, PersonalNetwork, count_parameters
@@ -178,3 +180,54 @@ def test_pairwise_loss_is_of_differences() -> None:
 
     assert equal.item() == pytest.approx(np.log(2))
     assert ahead.item() == pytest.approx(np.log1p(np.exp(-3.0)))
+
+
+class _Profile(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, clicks: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        profile: torch.Tensor = self.network.profile(clicks, lengths)
+        return profile
+
+
+class _Score(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, profile: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.network.score(
+            profile.expand(len(candidates), -1, -1), candidates
+        )
+        return logits
+
+
+@pytest.mark.parametrize("model", sorted(set(HISTORY_MODELS) - {"thacil"}))
+def test_a_baseline_exports(model: str) -> None:
+    """Profile and score leave as ONNX and answer as the network does, for any length and number."""
+    network = _history_network(model)
+    clicks, lengths = torch.randn(3, 12, 16), torch.tensor([12, 5, 0])
+    clicks[1, 5:], clicks[2] = 0.0, 0.0
+    candidates = torch.randn(3, 16)
+    with torch.inference_mode():
+        profiles = network.profile(clicks, lengths)
+        expected = torch.stack([_Score(network)(p[None], candidates) for p in profiles])
+    profile_graph, score_graph = (
+        onnxruntime.InferenceSession(_export(module, inputs, dynamic, ["out"]))
+        for module, inputs, dynamic in (
+            (_Profile(network), (clicks, lengths), {"clicks": {0: "U"}, "lengths": {0: "U"}}),
+            (_Score(network), (profiles[:1], candidates), {"profile": {}, "candidates": {0: "N"}}),
+        )
+    )
+
+    for user in range(3):
+        one = slice(user, user + 1)
+        (profile,) = profile_graph.run(
+            None, {"clicks": clicks[one].numpy(), "lengths": lengths[one].numpy()}
+        )
+        (logits,) = score_graph.run(
+            None, {"profile": profile, "candidates": candidates[:2].numpy()}
+        )
+        np.testing.assert_allclose(logits, expected[user, :2], atol=1e-5)

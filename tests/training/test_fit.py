@@ -156,6 +156,23 @@ def test_shuffled_batches_hold_every_impression_once(config: RunConfig, log: Cli
     assert len(rows) == len(np.unique(rows)) == len(examples) // 64 * 64
 
 
+def test_a_users_impressions_stay_together_in_chunks(config: RunConfig, log: ClickLog) -> None:
+    """At most the given number of neighbours, and where a chunk begins changes by epoch."""
+    examples = _examples(config, log)
+    users = examples.impressions.user_ids
+    seen = []
+    for seed in (0, 1):
+        batches = examples.shuffled(10_000, np.random.default_rng(seed), rows_per_user=8)
+        rows = np.concatenate([batch.rows for batch in batches])
+        change = np.flatnonzero(np.diff(users[rows])) + 1
+        runs = np.diff(np.r_[0, change, len(rows)])
+        seen.append({tuple(run) for run in np.split(rows, change)})
+        assert len(rows) == len(examples)
+        assert 4 < runs.mean() <= 8.5
+
+    assert len(seen[0] & seen[1]) < 0.5 * len(seen[0])
+
+
 def test_sampled_negatives_keep_their_ratio(config: RunConfig, log: ClickLog) -> None:
     """With one negative a click, clicks and others balance, and every epoch draws anew."""
     examples = _examples(config, log)

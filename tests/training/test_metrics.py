@@ -129,6 +129,20 @@ def test_true_probabilities_are_calibrated() -> None:
     assert expected_calibration_error(labels, logits + 1) > 0.1
 
 
+def test_the_error_of_true_probabilities_is_what_chance_makes_it() -> None:
+    """Over many draws, the ECE of the truth is sqrt(2 p (1 - p) bins / (pi n)) for one share p."""
+    rng, share, count = np.random.default_rng(5), 0.3, 4000
+    # Nearly one probability, told apart only so that there are bins.
+    logits = math.log(share / (1 - share)) + rng.normal(0, 1e-4, count)
+    errors = [
+        expected_calibration_error((rng.random(count) < share).astype(np.float32), logits)
+        for _ in range(300)
+    ]
+
+    expected = math.sqrt(2 * share * (1 - share) * 20 / (math.pi * count))
+    assert np.mean(errors) == pytest.approx(expected, rel=0.03)
+
+
 def test_no_click_at_all_has_no_finite_ratio() -> None:
     """Anything predicted where nothing was clicked is infinitely too much."""
     assert predicted_over_observed(np.zeros(3), np.zeros(3)) == math.inf

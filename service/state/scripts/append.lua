@@ -9,31 +9,85 @@
 -- follows the server's locale.
 local history, meta, profile = KEYS[1], KEYS[2], KEYS[3]
 local length, kept, idle = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
-local HEADER, MARK, GROWTH = 28, 6, 16
+local HEADER, MARK, GROWTH = 34, 6, 16
+local FORMAT = '>c2I8I6I4I4I2I2I6'
 local FOREVER = 4294967295  -- "touched" of a user that does not expire
 
 local packed = redis.call('GET', meta)
-local version, floor, touched, renewed, count, cursor, ring = 0, 0, 0, 0, 0, 0, ''
+local version, floor, touched, renewed, count, cursor, newest_time = 0, 0, 0, 0, 0, 0, 0
 if packed then
   local _
-  _, version, floor, touched, renewed, count, cursor = struct.unpack('>c2I8I6I4I4I2I2', packed)
-  ring = string.sub(packed, HEADER + 1)
+  _, version, floor, touched, renewed, count, cursor, newest_time = struct.unpack(FORMAT, packed)
 end
-local slots = #ring / MARK
-local written = {}  -- slots of the ring that this call fills
-local pushed = {}   -- newer than all before, not yet in the list
-local entries       -- the whole history, once a click does not simply come last
-local changed = false
 
 local function time_of(entry)
   return (struct.unpack('>I6', entry))
 end
 
-local newest_time = -1
-if count > 0 then
-  local newest = redis.call('LINDEX', history, -1)
-  if newest then newest_time = time_of(newest) else count = 0 end
+-- Moves version and expiry on; returns the header, and whether to touch and to renew.
+local function next_header()
+  local clock = redis.call('TIME')
+  local seconds = tonumber(clock[1])
+  -- Microseconds, so that the version of a user whose keys are gone never comes back.
+  version = math.max(version + 1, seconds * 1000000 + tonumber(clock[2]))
+  -- The expiry is moved on rarely: it is a write, too.
+  local touch = touched == 0 or (idle == 0) ~= (touched == FOREVER)
+    or (idle > 0 and seconds - touched >= idle / 20000)
+  if touch then touched = idle > 0 and seconds or FOREVER end
+  if renewed == 0 then renewed = seconds end
+  local renewal = (idle > 0 and seconds - renewed >= idle / 2000) and 1 or 0
+  local header = struct.pack(
+    FORMAT, 'M1', version, floor, touched, renewed, count, cursor, newest_time)
+  return header, touch, renewal
 end
+
+local function move_expiry()
+  for _, key in ipairs({history, meta, profile}) do
+    if idle > 0 then
+      redis.call('PEXPIRE', key, string.format('%.0f', idle * 1.05))
+    else
+      redis.call('PERSIST', key)
+    end
+  end
+end
+
+local function seen_in(text, start, mark)
+  local at = string.find(text, mark, start, true)
+  while at and (at - start) % MARK ~= 0 do
+    at = string.find(text, mark, at + 1, true)
+  end
+  return at ~= nil
+end
+
+-- By far the most calls: one click, newer than all before, of a user who is known.
+if #ARGV == 5 and packed then
+  local entry, mark = ARGV[4], ARGV[5]
+  local time = time_of(entry)
+  if mark ~= '' and seen_in(packed, HEADER + 1, mark) then
+    return {'d', string.format('%.0f', version), count, 0}
+  end
+  local has_slot = mark == '' or cursor < (#packed - HEADER) / MARK or #packed == HEADER + MARK * kept
+  if time > floor and time > newest_time and has_slot then
+    -- The first write is one that a full server refuses: all or nothing.
+    redis.call('RPUSH', history, entry)
+    if count < length then count = count + 1 else redis.call('LPOP', history) end
+    newest_time = time
+    local slot = cursor % kept
+    if mark ~= '' then cursor = slot + 1 end
+    local header, touch, renewal = next_header()
+    redis.call('SETRANGE', meta, 0, header)
+    if mark ~= '' then redis.call('SETRANGE', meta, HEADER + slot * MARK, mark) end
+    if touch then move_expiry() end
+    return {'a', string.format('%.0f', version), count, renewal}
+  end
+end
+
+local ring = packed and string.sub(packed, HEADER + 1) or ''
+local slots = #ring / MARK
+local written = {}  -- slots of the ring that this call fills
+local pushed = {}   -- newer than all before, not yet in the list
+local entries       -- the whole history, once a click does not simply come last
+local changed = false
 
 local function before(a, b)
   local time_a, time_b = time_of(a), time_of(b)
@@ -43,14 +97,6 @@ local function before(a, b)
     if byte_a ~= byte_b then return byte_a < byte_b end
   end
   return #a < #b
-end
-
-local function seen(mark)
-  local at = string.find(ring, mark, 1, true)
-  while at and (at - 1) % MARK ~= 0 do
-    at = string.find(ring, mark, at + 1, true)
-  end
-  return at ~= nil
 end
 
 local function remember(mark)
@@ -107,7 +153,7 @@ local verdicts = {}
 for i = 4, #ARGV, 2 do
   local entry, mark = ARGV[i], ARGV[i + 1]
   local verdict
-  if mark ~= '' and seen(mark) then
+  if mark ~= '' and seen_in(ring, 1, mark) then
     verdict = 'd'
   else
     verdict = place(entry)
@@ -135,17 +181,8 @@ if changed then
       redis.call('LTRIM', history, -count, -1)
     end
   end
-  local clock = redis.call('TIME')
-  local seconds = tonumber(clock[1])
-  -- Microseconds, so that the version of a user whose keys are gone never comes back.
-  version = math.max(version + 1, seconds * 1000000 + tonumber(clock[2]))
-  -- The expiry is moved on rarely: it is a write, too.
-  local touch = touched == 0 or (idle == 0) ~= (touched == FOREVER)
-    or (idle > 0 and seconds - touched >= idle / 20000)
-  if touch then touched = idle > 0 and seconds or FOREVER end
-  if renewed == 0 then renewed = seconds end
-  if idle > 0 and seconds - renewed >= idle / 2000 then renewal = 1 end
-  local header = struct.pack('>c2I8I6I4I4I2I2', 'M1', version, floor, touched, renewed, count, cursor)
+  local header, touch
+  header, touch, renewal = next_header()
   if ring == '' or #written > 1 or not packed or #packed ~= HEADER + #ring then
     redis.call('SET', meta, header .. ring, 'KEEPTTL')
   else
@@ -155,14 +192,6 @@ if changed then
       redis.call('SETRANGE', meta, HEADER + written[1] * MARK, mark)
     end
   end
-  if touch then
-    for _, key in ipairs({history, meta, profile}) do
-      if idle > 0 then
-        redis.call('PEXPIRE', key, string.format('%.0f', idle * 1.05))
-      else
-        redis.call('PERSIST', key)
-      end
-    end
-  end
+  if touch then move_expiry() end
 end
 return {table.concat(verdicts), string.format('%.0f', version), count, renewal}

@@ -16,7 +16,7 @@ if count > 0 then
   floor = math.max(floor, (struct.unpack('>I6', redis.call('LINDEX', KEYS[1], -1))))
   version = math.max(version + 1, now)
 end
-local header = struct.pack('>c2I8I6I4I4I2I2', 'M1', version, floor, 0, 0, 0, 0)
+local header = struct.pack('>c2I8I6I4I4I2I2I6', 'M1', version, floor, 0, 0, 0, 0, 0)
 redis.call('DEL', unpack(KEYS))
 redis.call('SET', KEYS[2], header, 'PX', ARGV[1])
 return {string.format('%.0f', version), string.format('%.0f', floor), count > 0 and 1 or 0}

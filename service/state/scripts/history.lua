@@ -12,4 +12,4 @@ if ARGV[1] ~= '0' then
 end
 local clock = redis.call('TIME')
 local now = string.format('%.0f', clock[1] * 1000 + math.floor(clock[2] / 1000))
-return {now, leased, redis.call('GETRANGE', KEYS[2], 0, 27), redis.call('LRANGE', KEYS[1], 0, -1)}
+return {now, leased, redis.call('GETRANGE', KEYS[2], 0, 33), redis.call('LRANGE', KEYS[1], 0, -1)}
