@@ -87,8 +87,12 @@ class Model:
 
     def logits(self, profile: FloatArray, candidate_rows: FloatArray) -> FloatArray:
         """Score candidates for one user: profile [K, P], rows [N, C or R] -> logits [N]."""
-        rows = np.ascontiguousarray(candidate_rows[:, : self.layout.candidate_dim])
-        return self._run("score_head", user_profile=profile, candidate_rows=rows)
+        return self.tile_logits(profile[None], candidate_rows[None])[0]
+
+    def tile_logits(self, profiles: FloatArray, candidate_rows: FloatArray) -> FloatArray:
+        """Score tiles of one user each: profiles [T, K, P], rows [T, M, C or R] -> [T, M]."""
+        rows = np.ascontiguousarray(candidate_rows[..., : self.layout.candidate_dim])
+        return self._run("score_head", user_profile=profiles, candidate_rows=rows)
 
     def prove(self, golden: Golden, *, tolerance: float) -> float:
         """Replay golden cases and return the largest deviation of a logit.

@@ -95,11 +95,12 @@ def graph_tensors(layout: Layout) -> dict[str, Graph]:
     """Return the tensors that the three graphs of a layout must have (the treaty itself).
 
     N videos or candidates, U users, F, R, C, P as in :class:`Layout`, K the blocks that hold clicks,
-    1 to num_blocks: blocks without a click are left out, a user without any has one of zeros.
+    1 to num_blocks: blocks without a click are left out, a user without any has one of zeros. The
+    head scores T tiles of M candidates, each of one user; all T users have clicks in K blocks.
     """
     rows: tuple[int | str, ...] = ("N", layout.row_dim)
-    candidates: tuple[int | str, ...] = ("N", layout.candidate_dim)
-    profile: tuple[int | str, ...] = ("K", layout.profile_dim)
+    candidates: tuple[int | str, ...] = ("T", "M", layout.candidate_dim)
+    profiles: tuple[int | str, ...] = ("T", "K", layout.profile_dim)
     f32: Literal["float32"] = "float32"
     return {
         "video_encoder": Graph(
@@ -118,14 +119,14 @@ def graph_tensors(layout: Layout) -> dict[str, Graph]:
                 ),
                 Tensor(name="history_length", dtype="int64", shape=("U",)),
             ),
-            outputs=(Tensor(name="profile", dtype=f32, shape=("U", *profile)),),
+            outputs=(Tensor(name="profile", dtype=f32, shape=("U", "K", layout.profile_dim)),),
         ),
         "score_head": Graph(
             inputs=(
-                Tensor(name="user_profile", dtype=f32, shape=profile),
+                Tensor(name="user_profile", dtype=f32, shape=profiles),
                 Tensor(name="candidate_rows", dtype=f32, shape=candidates),
             ),
-            outputs=(Tensor(name="logit", dtype=f32, shape=("N",)),),
+            outputs=(Tensor(name="logit", dtype=f32, shape=("T", "M")),),
         ),
     }
 

@@ -36,7 +36,7 @@ class CalibratedHead(nn.Module):
         self.slope, self.offset = calibration.slope, calibration.offset
 
     def forward(self, user_profile: Tensor, candidate_rows: Tensor) -> Tensor:
-        """Score for one user: user_profile [K, P], candidate_rows [N, C] -> logits [N]."""
+        """Score tiles: user_profile [T, K, P], candidate_rows [T, M, C] -> logits [T, M]."""
         logits: Tensor = self.slope * self.head(user_profile, candidate_rows) + self.offset
         return logits
 

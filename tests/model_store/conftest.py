@@ -80,7 +80,8 @@ def score_head(layout: Layout = LAYOUT, *, weight: float = 0.1) -> bytes:
     """Give logit = weight * (sum of the profile) * (sum of the row)."""
     node = helper.make_node
     nodes = [
-        node("ReduceSum", ["user_profile"], ["user"], keepdims=0),
+        node("ReduceSum", ["user_profile", "last"], ["blocks"], keepdims=0),
+        node("ReduceSum", ["blocks", "last"], ["user"], keepdims=1),
         node("MatMul", ["candidate_rows", "ones"], ["column"]),
         node("Squeeze", ["column", "last"], ["sums"]),
         node("Mul", ["sums", "user"], ["product"]),

@@ -66,7 +66,7 @@ def tiny_graphs(weight: float) -> dict[str, bytes]:
     ]
     head = [
         node("MatMul", ["user_profile", "user_weights"], ["users"]),
-        node("ReduceSum", ["users"], ["user"], keepdims=0),
+        node("ReduceSum", ["users", "blocks"], ["user"], keepdims=0),
         node("MatMul", ["candidate_rows", "row_weights"], ["column"]),
         node("Squeeze", ["column", "last"], ["sums"]),
         node("Mul", ["sums", "user"], ["product"]),
@@ -93,6 +93,7 @@ def tiny_graphs(weight: float) -> dict[str, bytes]:
             {
                 "user_weights": np.array([[1], [-2], [3], [0.5], [0.01]], f32),
                 "row_weights": np.array([[1], [0.5], [-1], [0.25]], f32),
+                "blocks": np.array([1]),
                 "last": last,
                 "weight": np.array(weight, f32),
             },

@@ -305,7 +305,8 @@ class ScoreHead(nn.Module):
     W3 u is computed here, for at most B blocks: beside the candidates' work that is nothing, and
     a profile half as wide is what Redis keeps of every user. The softmax is written out: ONNX
     Runtime transposes for one over an inner axis, and dividing once after the sum over blocks
-    is an eighth of the divisions.
+    is an eighth of the divisions. A tile is some candidates of one user: those of several users
+    go through in one run, each tile as it would alone.
     """
 
     def __init__(self, network: Thacil) -> None:
@@ -313,16 +314,16 @@ class ScoreHead(nn.Module):
         self.network = network
 
     def forward(self, user_profile: Tensor, candidate_rows: Tensor) -> Tensor:
-        """Score for one user: user_profile [K, P], candidate_rows [N, C] -> logits [N]."""
+        """Score tiles: user_profile [T, K, P], candidate_rows [T, M, C] -> logits [T, M]."""
         net, width = self.network, self.network.shape.embedding_dim
         attention = net.target_attention
-        key_KH = functional.linear(user_profile, attention.value.weight)
-        query_NH, item_NE = candidate_rows.split(
-            [attention.query.out_features, net.hidden.out_features], dim=1
+        key_TKH = functional.linear(user_profile, attention.value.weight)
+        query_TMH, item_TME = candidate_rows.split(
+            [attention.query.out_features, net.hidden.out_features], dim=-1
         )
-        scores_NKD = attention.score(torch.relu(key_KH[None] + query_NH[:, None]))
-        weights_NKD = torch.exp(scores_NKD - scores_NKD.amax(dim=1, keepdim=True))
-        user_ND = (weights_NKD * user_profile[None]).sum(dim=1) / weights_NKD.sum(dim=1)
+        scores_TMKD = attention.score(torch.relu(key_TKH[:, None] + query_TMH[:, :, None]))
+        weights_TMKD = torch.exp(scores_TMKD - scores_TMKD.amax(dim=2, keepdim=True))
+        user_TMD = (weights_TMKD * user_profile[:, None]).sum(dim=2) / weights_TMKD.sum(dim=2)
         user_half, _ = net.hidden.weight.split(width, dim=1)
-        logit: Tensor = net.output(torch.relu(functional.linear(user_ND, user_half) + item_NE))
+        logit: Tensor = net.output(torch.relu(functional.linear(user_TMD, user_half) + item_TME))
         return logit.squeeze(-1)
