@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import ParamSpec, TypeVar
 
 from service import metrics
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class OverloadedError(Exception):
@@ -58,20 +51,3 @@ class Admission:
         finally:
             self.rows -= rows
             metrics.ROWS_IN_FLIGHT.set(self.rows)
-
-
-async def run_before(
-    deadline: float, executor: Executor, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs
-) -> T:
-    """Run work in a thread, unless its time (``time.monotonic()``) is up when its turn comes.
-
-    Raises:
-        DeadlineError: it was.
-    """
-
-    def job() -> T:
-        if time.monotonic() > deadline:
-            raise DeadlineError("the deadline passed in the queue")
-        return work(*args, **kwargs)
-
-    return await asyncio.get_running_loop().run_in_executor(executor, job)

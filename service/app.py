@@ -20,6 +20,7 @@ from service.changes import Changes
 from service.edge import Edge
 from service.events import Events
 from service.fast_path import FastPath
+from service.head_queue import Batching, HeadQueue
 from service.live_model import LiveModel
 from service.logs import configure_logs
 from service.parts import Parts
@@ -107,12 +108,13 @@ def _wired(settings: Settings, state: State, live: LiveModel, *, executor: Execu
         row_cache_bytes=settings.row_cache_mb * 2**20,
         last_profiles=settings.last_profiles,
     )
+    batching = Batching(threads=settings.threads, inline_seconds=settings.inline_microseconds / 1e6)
     admission = Admission(settings.max_candidates_in_flight)
     scoring = Scoring(
         state,
         live,
         profiles=profiles,
-        executor=executor,
+        head=HeadQueue(executor, batching),
         admission=admission,
         timeout_seconds=settings.score_timeout_ms / 1e3,
     )

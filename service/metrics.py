@@ -41,6 +41,11 @@ ROWS_IN_FLIGHT: Final = Gauge(
     "Candidates being ranked, or waiting to be.",
     multiprocess_mode="livesum",
 )
+JOBS_PER_RUN: Final = Histogram(
+    "ctr_jobs_per_run",
+    "Requests that one run in a thread scored together.",
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128),
+)
 EXPIRED: Final = Counter("ctr_expired_total", "Rankings whose deadline passed.")
 EVENTS: Final = Counter("ctr_events_total", "Events by verdict.", ["verdict"])
 PROFILES: Final = Counter(

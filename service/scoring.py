@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -13,16 +12,15 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from model_store import FloatArray, OpenVersion, click_probabilities
+from model_store import OpenVersion
 from service import metrics
-from service.admission import Admission, DeadlineError, run_before
+from service.admission import Admission, DeadlineError
+from service.head import Job
+from service.head_queue import HeadQueue
 from service.live_model import LiveModel
 from service.profiles import Profile, Profiles
-from service.rows import Resolved, SlotArray, encode, gather, resolve
+from service.rows import Resolved, SlotArray, resolve
 from service.state import Position, State, StateDownError, Video
-
-_CHUNK: Final = 128
-"""Candidates in one run of the head: their rows stay in the cache of a core."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +128,8 @@ class Scoring:
         state: where users and videos are.
         live: the version that answers.
         profiles: users as the model sees them.
-        executor: for model runs.
-        admission: who may wait for them.
+        head: scores candidates.
+        admission: who may wait for it.
         timeout_seconds: for how long, unless the caller says less.
     """
 
@@ -141,14 +139,14 @@ class Scoring:
         live: LiveModel,
         *,
         profiles: Profiles,
-        executor: Executor,
+        head: HeadQueue,
         admission: Admission,
         timeout_seconds: float,
     ) -> None:
         self._state = state
         self._live = live
         self._profiles = profiles
-        self._executor = executor
+        self._head = head
         self._admission = admission
         self._timeout_seconds = timeout_seconds
 
@@ -214,13 +212,12 @@ class Scoring:
             slots = _with_inline(resolved, inline, len(candidates)) if inline else resolved.slots
             new = [*resolved.fresh.values(), *inline.values()]
             with metrics.stage("model"):
-                scores, rows = await run_before(
-                    deadline, self._executor, _score, opened, profile.array, cache.table, slots, new
-                )
+                job = Job(opened, profile.array, cache.table, slots, new)
+                scored = await self._head.score(job, deadline)
         if resolved.fresh:
-            encoded = dict(zip(resolved.fresh, rows, strict=False))
+            encoded = dict(zip(resolved.fresh, scored.rows, strict=False))
             cache.put(encoded, generation=resolved.generation)
-        places, ordered, unranked = _rank(scores, wishes.top_k)
+        places, ordered, unranked = _rank(scored.probabilities, wishes.top_k)
         # With Redis gone nobody knows whether a video is registered.
         unknown = "unknown_video" if degraded is None else "state_down"
         return Ranking(
@@ -268,32 +265,6 @@ def _with_inline(resolved: Resolved[Any], inline: Mapping[int, Video], count: in
     # In the order of the places, as the contents are.
     slots[list(inline)] = -2 - len(resolved.fresh) - np.arange(len(inline))
     return slots
-
-
-def _score(
-    opened: OpenVersion,
-    profile: FloatArray,
-    table: FloatArray,
-    slots: SlotArray,
-    new: Sequence[Video],
-) -> tuple[npt.NDArray[np.float64], FloatArray]:
-    """Score candidates: probabilities [N], NaN = none; and the rows of what is new [M, R]."""
-    rows = encode(opened, new)
-    known = slots != -1
-    everything = bool(known.all())
-    scored = slots if everything else slots[known]
-    width = opened.manifest.layout.candidate_dim
-    table, new_rows = table[:, :width], rows[:, :width]
-    logits = [
-        opened.model.logits(profile, gather(table, new_rows, scored[start : start + _CHUNK]))
-        for start in range(0, len(scored), _CHUNK)
-    ]
-    probabilities = click_probabilities(np.concatenate(logits) if logits else np.zeros(0, "f4"))
-    if everything:
-        return probabilities, rows
-    scores = np.full(len(slots), np.nan)
-    scores[known] = probabilities
-    return scores, rows
 
 
 def _rank(

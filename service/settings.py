@@ -49,6 +49,8 @@ class Settings(BaseSettings):
         max_candidates_in_flight: candidates that are ranked or wait per process; more get 429.
         score_timeout_ms: how long a ranking may take; callers may ask for less.
         threads: threads for model runs per process.
+        inline_microseconds: a ranking whose model run is expected to take less is run on the event
+            loop, where handing it to a thread would take as long; 0 never does.
     """
 
     model_config = SettingsConfigDict(
@@ -85,6 +87,7 @@ class Settings(BaseSettings):
     max_candidates_in_flight: _Count = 20_000
     score_timeout_ms: _Count = 2_000
     threads: _Count = min(4, os.cpu_count() or 1)
+    inline_microseconds: Annotated[float, Field(ge=0)] = 500.0
 
     @property
     def lifetimes(self) -> Lifetimes:
