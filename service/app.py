@@ -107,6 +107,7 @@ def _wired(settings: Settings, state: State, live: LiveModel, *, executor: Execu
         executor=executor,
         row_cache_bytes=settings.row_cache_mb * 2**20,
         last_profiles=settings.last_profiles,
+        inline=settings.inline_microseconds > 0,
     )
     batching = Batching(threads=settings.threads, inline_seconds=settings.inline_microseconds / 1e6)
     admission = Admission(settings.max_candidates_in_flight)
@@ -135,7 +136,7 @@ def _wired(settings: Settings, state: State, live: LiveModel, *, executor: Execu
         background=background,
         admission=admission,
         scoring=scoring,
-        events=Events(state, background, future_tolerance_seconds=tolerance),
+        events=Events(state, profiles, background, future_tolerance_seconds=tolerance),
     )
 
 

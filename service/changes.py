@@ -10,8 +10,11 @@ import asyncio
 import binascii
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
+
+import numpy as np
+import numpy.typing as npt
 
 from service.state import Changes as Logged
 from service.state import State, StateDownError
@@ -55,7 +58,7 @@ class Changes:
         """Have deleted users reported, by their marks."""
         self._on_user.append(callback)
 
-    def untouched(self, fingerprints: Iterable[int], since_ms: int) -> bool:
+    def untouched(self, fingerprints: npt.NDArray[np.uint32], since_ms: int) -> bool:
         """Whether none of these videos can have changed since a moment of Redis' clock."""
         since_ms -= CLOCK_SKEW_MS
         if since_ms < self._unknown_before_ms:
@@ -63,7 +66,7 @@ class Changes:
         if since_ms > self._latest_ms:
             return True
         changed = self._changed_at_ms
-        return not any(changed.get(each, 0) >= since_ms for each in fingerprints)
+        return not any(changed.get(each, 0) >= since_ms for each in fingerprints.tolist())
 
     async def run(self) -> None:
         """Follow until cancelled."""

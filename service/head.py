@@ -18,7 +18,7 @@ from model_store import FloatArray, OpenVersion, click_probabilities
 from service.rows import SlotArray, encode, gather
 from service.state import Video
 
-TILE: Final = 128
+TILE: Final = 64
 """Candidates in a tile."""
 
 _TILES_PER_RUN: Final = 64

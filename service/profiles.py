@@ -18,6 +18,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 from uuid import uuid4
 
@@ -44,6 +45,9 @@ _CANCEL_SECONDS: Final = 0.2
 _LEASE_MS: Final = 2_000
 _POLL_SECONDS: Final = 0.004
 
+_EMPTY: Final = metrics.PROFILES.labels("empty")
+_HIT: Final = metrics.PROFILES.labels("hit")
+
 _log = logging.getLogger(__name__)
 
 
@@ -54,10 +58,12 @@ class Profile:
     Attributes:
         array: [K, P], of the K blocks that hold clicks, at least one.
         position: the history it was computed from.
+        origin: the same and all else it was computed from; ``None`` of a user without clicks.
     """
 
     array: FloatArray
     position: Position
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +79,7 @@ class Profiles:
         changes: says which videos changed.
         executor: threads for model runs.
         row_cache_bytes: memory for encoded videos.
+        inline: whether a single user's profile may be computed on the event loop.
         last_profiles: users whose last profile is kept in memory, for when Redis is gone.
     """
 
@@ -84,16 +91,21 @@ class Profiles:
         executor: Executor,
         row_cache_bytes: int,
         last_profiles: int,
+        inline: bool = True,
     ) -> None:
         self._state = state
         self._changes = changes
         self._executor = executor
         self._row_cache_bytes = row_cache_bytes
+        self._inline = inline
         self._cache: RowCache | None = None
         self._empty: tuple[OpenVersion, FloatArray] | None = None
         self._flights: dict[tuple[str, str, int], asyncio.Task[Profile]] = {}
-        self._last: OrderedDict[bytes, tuple[str, Profile]] = OrderedDict()
+        self._computing: dict[tuple[str, str], asyncio.Future[Profile | None]] = {}
+        self._storing: set[asyncio.Task[None]] = set()
+        self._last: OrderedDict[bytes, Profile] = OrderedDict()
         self._last_limit = last_profiles
+        self._moved: set[bytes] = set()
         self._lease = uuid4().hex
         changes.on_videos(self._drop_rows)
         changes.on_user(self._forget)
@@ -111,20 +123,35 @@ class Profiles:
             StateDownError: Redis does not answer.
         """
         if view.position.length == 0:
-            metrics.PROFILES.labels("empty").inc()
+            _EMPTY.inc()
             return Profile(await self.empty(opened), view.position)
+        profile = self.last(opened, user_id)
+        # Decoded before, and still what the present history makes.
+        if profile is not None and self._still_answers(profile, opened, view):
+            _HIT.inc()
+            return profile
         profile = await self._stored(opened, view)
         if profile is not None:
-            metrics.PROFILES.labels("hit").inc()
+            _HIT.inc()
         else:
             profile = await self._joined(opened, user_id, view)
-        self._keep(opened, user_id, profile)
+        self._keep(user_id, profile)
         return profile
 
     def last(self, opened: OpenVersion, user_id: str) -> Profile | None:
         """Return the profile last seen of a user by this process, however old it is."""
-        version, profile = self._last.get(mark(user_id), ("", None))
-        return profile if version == opened.manifest.version else None
+        profile = self._last.get(mark(user_id))
+        if profile is None or profile.origin is None:
+            return None
+        return profile if profile.origin.model_version == opened.manifest.version else None
+
+    def guess(self, opened: OpenVersion, user_id: str) -> Profile | None:
+        """Return the profile that Redis will probably confirm, if this process has one."""
+        return None if mark(user_id) in self._moved else self.last(opened, user_id)
+
+    def moved(self, user_ids: Iterable[str]) -> None:
+        """Say that histories have changed: what is in memory of them is no guess any more."""
+        self._moved.update(filter(self._last.__contains__, map(mark, user_ids)))
 
     async def empty(self, opened: OpenVersion) -> FloatArray:
         """Return the profile [1, P] of a user without clicks."""
@@ -136,9 +163,7 @@ class Profiles:
             return array
         return self._empty[1]
 
-    async def compute(
-        self, opened: OpenVersion, user_ids: Sequence[str], *, lease: bool = True
-    ) -> dict[str, Profile]:
+    async def compute(self, opened: OpenVersion, user_ids: Sequence[str]) -> dict[str, Profile]:
         """Compute and store profiles of several users in one run of the model.
 
         Users whose lease another process holds are left out.
@@ -146,31 +171,10 @@ class Profiles:
         Raises:
             StateDownError: Redis does not answer.
         """
-        token = f"{self._lease}:{random.getrandbits(32):08x}"
-        found = await self._state.histories(
-            user_ids, lease_ms=_LEASE_MS if lease else 0, token=token
-        )
-        histories = {u: h for u, h in zip(user_ids, found, strict=True) if h is not None}
-        if not histories:
-            return {}
-        with metrics.stage("profile"):
-            arrays, missing = await self._run(opened, list(histories.values()))
-        computed = {}
-        new = []
-        for (user_id, history), array, absent in zip(
-            histories.items(), arrays, missing, strict=True
-        ):
-            position = history.meta.position
-            computed[user_id] = Profile(array, position)
-            prints = [fingerprint(c.video_id) for c in history.clicks]
-            origin = Origin(
-                opened.manifest.version,
-                position.version,
-                history.read_at_ms,
-                np.array(prints, np.uint32),
-                absent,
-            )
-            new.append(NewProfile(user_id, position.version, pack_profile(array, origin), token))
+        computed, new = await self._computed(opened, user_ids)
+        for user_id, profile in computed.items():
+            if mark(user_id) in self._last:
+                self._keep(user_id, profile)
         await self._store(new)
         return computed
 
@@ -190,9 +194,9 @@ class Profiles:
         }
 
     async def close(self) -> None:
-        """End what is still being computed."""
-        while self._flights:
-            tasks = list(self._flights.values())
+        """End what is still being computed or stored."""
+        while self._flights or self._storing:
+            tasks = [*self._flights.values(), *self._storing]
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks, timeout=_CANCEL_SECONDS)
@@ -208,13 +212,19 @@ class Profiles:
         if origin.missing and any(await self._state.registered(origin.missing)):
             return None
         array = read_array(view.profile, opened)
-        return None if array is None else Profile(array, view.position)
+        return None if array is None else Profile(array, view.position, origin)
+
+    def _still_answers(self, profile: Profile, opened: OpenVersion, view: View) -> bool:
+        origin = profile.origin
+        if origin is None or origin.missing or profile.position != view.position:
+            return False
+        return self._answers(origin, opened, view.meta)
 
     def _answers(self, origin: Origin, opened: OpenVersion, meta: Meta) -> bool:
         return (
             origin.model_version == opened.manifest.version
             and origin.history_version == meta.position.version
-            and self._changes.untouched(origin.fingerprints.tolist(), origin.read_at_ms)
+            and self._changes.untouched(origin.fingerprints, origin.read_at_ms)
         )
 
     async def _joined(self, opened: OpenVersion, user_id: str, view: View) -> Profile:
@@ -222,25 +232,81 @@ class Profiles:
         task = self._flights.get(key)
         metrics.PROFILES.labels("computed" if task is None else "joined").inc()
         if task is None:
-            task = asyncio.create_task(self._flight(opened, user_id))
+            task = asyncio.create_task(self._flight(opened, user_id, view.position.version))
             self._flights[key] = task
             task.add_done_callback(lambda _: self._flights.pop(key, None))
         # A caller who hangs up must not take the others' profile away.
         return await asyncio.shield(task)
 
-    async def _flight(self, opened: OpenVersion, user_id: str) -> Profile:
+    async def _flight(self, opened: OpenVersion, user_id: str, version: int) -> Profile:
         deadline = time.monotonic() + _LEASE_MS / 1e3
         while time.monotonic() < deadline:
-            computed = await self.compute(opened, [user_id])
-            if user_id in computed:
-                return computed[user_id]
+            # The background may be at it.
+            running = self._computing.get((user_id, opened.manifest.version))
+            if running is not None:
+                profile = await asyncio.shield(running)
+            else:
+                profile = await self._compute_one(opened, user_id, lease=True)
+            if profile is not None and profile.position.version >= version:
+                return profile
+            if running is not None:
+                continue
             # Another process is at it; its profile is a few milliseconds away.
             await asyncio.sleep(_POLL_SECONDS * random.uniform(0.5, 1.5))
             view = await self._state.view(user_id, [])
             profile = await self._stored(opened, view)
             if profile is not None:
                 return profile
-        return (await self.compute(opened, [user_id], lease=False))[user_id]
+        profile = await self._compute_one(opened, user_id, lease=False)
+        if profile is None:
+            raise AssertionError("nobody can lease what nobody asked for")
+        return profile
+
+    async def _compute_one(
+        self, opened: OpenVersion, user_id: str, *, lease: bool
+    ) -> Profile | None:
+        computed, new = await self._computed(opened, [user_id], lease=lease)
+        if new:
+            # Who waits for the profile need not wait until it is stored.
+            task = asyncio.create_task(self._store(new))
+            self._storing.add(task)
+            task.add_done_callback(self._storing.discard)
+        return computed.get(user_id)
+
+    async def _computed(
+        self, opened: OpenVersion, user_ids: Sequence[str], *, lease: bool = True
+    ) -> tuple[dict[str, Profile], list[NewProfile]]:
+        """Compute profiles; others in this process can wait for them meanwhile."""
+        loop = asyncio.get_running_loop()
+        model_version = opened.manifest.version
+        told = {
+            user_id: loop.create_future()
+            for user_id in user_ids
+            if (user_id, model_version) not in self._computing
+        }
+        for user_id, future in told.items():
+            self._computing[user_id, model_version] = future
+        computed: dict[str, Profile] = {}
+        try:
+            token = f"{self._lease}:{random.getrandbits(32):08x}"
+            found = await self._state.histories(
+                user_ids, lease_ms=_LEASE_MS if lease else 0, token=token
+            )
+            histories = {u: h for u, h in zip(user_ids, found, strict=True) if h is not None}
+            if not histories:
+                return {}, []
+            with metrics.stage("profile"):
+                arrays, missing = await self._run(opened, list(histories.values()))
+            rows = zip(histories.items(), arrays, missing, strict=True)
+            for (user_id, history), array, absent in rows:
+                origin = _origin(opened, history, absent)
+                computed[user_id] = Profile(array, history.meta.position, origin)
+            return computed, [_new(user, profile, token) for user, profile in computed.items()]
+        finally:
+            for user_id, future in told.items():
+                del self._computing[user_id, model_version]
+                if not future.done():
+                    future.set_result(computed.get(user_id))
 
     async def _run(
         self, opened: OpenVersion, histories: Sequence[History]
@@ -252,9 +318,12 @@ class Profiles:
             resolved = await resolve(cache, video_ids, self._videos)
             slots = dict(zip(video_ids, resolved.slots.tolist(), strict=True))
             seen = [[slots[c.video_id] for c in h.clicks] for h in histories]
-            arrays, rows = await loop.run_in_executor(
-                self._executor, _profiles, opened, cache.table, list(resolved.fresh.values()), seen
-            )
+            work = partial(_profiles, opened, cache.table, list(resolved.fresh.values()), seen)
+            if self._inline and len(histories) == 1 and not resolved.fresh:
+                # As long as handing it to a thread and back.
+                arrays, rows = work()
+            else:
+                arrays, rows = await loop.run_in_executor(self._executor, work)
         cache.put(dict(zip(resolved.fresh, rows, strict=True)), generation=resolved.generation)
         missing = [
             sorted({c.video_id for c in h.clicks if slots[c.video_id] == -1}) for h in histories
@@ -272,19 +341,38 @@ class Profiles:
     async def _videos(self, video_ids: Sequence[str]) -> _Read:
         return _Read(await self._state.videos(video_ids))
 
-    def _keep(self, opened: OpenVersion, user_id: str, profile: Profile) -> None:
+    def _keep(self, user_id: str, profile: Profile) -> None:
         key = mark(user_id)
-        self._last[key] = (opened.manifest.version, profile)
+        self._last[key] = profile
         self._last.move_to_end(key)
+        self._moved.discard(key)
         if len(self._last) > self._last_limit:
-            self._last.popitem(last=False)
+            self._moved.discard(self._last.popitem(last=False)[0])
 
     def _forget(self, user: bytes) -> None:
         self._last.pop(user, None)
+        self._moved.discard(user)
 
     def _drop_rows(self, video_ids: Sequence[str] | None) -> None:
         if self._cache is not None:
             self._cache.drop(video_ids)
+
+
+def _origin(opened: OpenVersion, history: History, missing: Sequence[str]) -> Origin:
+    return Origin(
+        opened.manifest.version,
+        history.meta.position.version,
+        history.read_at_ms,
+        np.array([fingerprint(c.video_id) for c in history.clicks], np.uint32),
+        missing,
+    )
+
+
+def _new(user_id: str, profile: Profile, token: str) -> NewProfile:
+    if profile.origin is None:
+        raise AssertionError("a computed profile has an origin")
+    packed = pack_profile(profile.array, profile.origin)
+    return NewProfile(user_id, profile.position.version, packed, token)
 
 
 def _profiles(

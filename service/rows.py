@@ -23,6 +23,8 @@ from service.state import Video
 SlotArray = npt.NDArray[np.int64]
 """[N] where a row is: 0 and above in the cache, -1 nowhere, -2 - i in place i of what is new."""
 
+_HIT: Final = metrics.ROWS.labels("hit")
+_MISS: Final = metrics.ROWS.labels("miss")
 _DROPS_REMEMBERED: Final = 100_000
 _SAMPLE: Final = 2_048
 _EVICTED_SHARE: Final = 8
@@ -188,18 +190,23 @@ async def resolve(
     generation = cache.generation
     slots = cache.look_up(video_ids)
     absent = np.flatnonzero(slots < 0).tolist()
-    metrics.ROWS.labels("hit").inc(len(video_ids) - len(absent))
+    _HIT.inc(len(video_ids) - len(absent))
     missing = list(dict.fromkeys(video_ids[place] for place in absent))
     answer = await read(missing)
     if not missing:
         return Resolved(slots, {}, generation, answer)
-    metrics.ROWS.labels("miss").inc(len(absent))
+    _MISS.inc(len(absent))
     width = cache.opened.manifest.layout.feature_dim
     pairs = zip(missing, answer.videos, strict=True)
     fresh = {i: video for i, video in pairs if video is not None and len(video.features) == width}
     places = {video_id: -2 - place for place, video_id in enumerate(fresh)}
     slots[absent] = [places.get(video_ids[place], -1) for place in absent]
     return Resolved(slots, fresh, generation, answer)
+
+
+def count_hits(count: int) -> None:
+    """Count rows that were in memory."""
+    _HIT.inc(count)
 
 
 def gather(table: FloatArray, new: FloatArray, slots: SlotArray) -> FloatArray:

@@ -15,12 +15,20 @@ import numpy.typing as npt
 from model_store import OpenVersion
 from service import metrics
 from service.admission import Admission, DeadlineError
-from service.head import Job
+from service.head import Job, Scored
 from service.head_queue import HeadQueue
 from service.live_model import LiveModel
 from service.profiles import Profile, Profiles
-from service.rows import Resolved, SlotArray, resolve
+from service.rows import Resolved, RowCache, SlotArray, count_hits, resolve
 from service.state import Position, State, StateDownError, Video
+
+
+_WORTH_IT: Final = 0.7
+_LEARNING: Final = 0.02
+_TRY_AGAIN: Final = 50
+_GUESSES: Final = {
+    right: metrics.GUESSES.labels("right" if right else "wrong") for right in (True, False)
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +157,7 @@ class Scoring:
         self._head = head
         self._admission = admission
         self._timeout_seconds = timeout_seconds
+        self._luck = _Luck()
 
     async def rank(
         self, user_id: str, candidates: Candidates, wishes: Wishes = _NO_WISHES
@@ -189,56 +198,165 @@ class Scoring:
         deadline: float,
     ) -> Ranking:
         cache = self._profiles.rows(opened)
-        inline = candidates.inline
-        stored: Sequence[str] = candidates.video_ids
-        if inline:
-            stored = [v for place, v in enumerate(stored) if place not in inline]
         degraded: Degraded | None = None
-        resolved: Resolved[Any]
         with cache.pinned():
             try:
-                with metrics.stage("state"):
-                    resolved = await resolve(cache, stored, partial(self._state.view, user_id))
-                with metrics.stage("user"):
-                    profile = await self._profiles.profile(opened, user_id, resolved.read)
+                work = await self._guessed(opened, user_id, candidates, cache, deadline)
+                if work is None:
+                    work = await self._asked(opened, user_id, candidates, cache, deadline)
             except StateDownError as exc:
                 if wishes.strict:
                     raise
-                profile, degraded = await self._without_state(opened, user_id, str(exc))
-                resolved = await resolve(cache, stored, _no_videos)
-            if profile.position.version < wishes.min_history_version:
-                version, wanted = profile.position.version, wishes.min_history_version
-                raise HistoryBehindError(version, wanted=wanted)
-            slots = _with_inline(resolved, inline, len(candidates)) if inline else resolved.slots
-            new = [*resolved.fresh.values(), *inline.values()]
-            with metrics.stage("model"):
-                job = Job(opened, profile.array, cache.table, slots, new)
-                scored = await self._head.score(job, deadline)
-        if resolved.fresh:
-            encoded = dict(zip(resolved.fresh, scored.rows, strict=False))
-            cache.put(encoded, generation=resolved.generation)
-        places, ordered, unranked = _rank(scored.probabilities, wishes.top_k)
+                work, degraded = await self._without_state(
+                    opened, user_id, candidates, deadline, str(exc)
+                )
+        position = work.profile.position
+        if position.version < wishes.min_history_version:
+            raise HistoryBehindError(position.version, wanted=wishes.min_history_version)
+        places, ordered, unranked = _rank(work.scored.probabilities, wishes.top_k)
         # With Redis gone nobody knows whether a video is registered.
         unknown = "unknown_video" if degraded is None else "state_down"
         return Ranking(
             model_name=opened.manifest.model_name,
             model_version=opened.manifest.version,
-            history=profile.position,
+            history=position,
             places=places,
             scores=ordered,
-            unranked=[(p, unknown if slots[p] == -1 else "score_not_finite") for p in unranked],
+            unranked=[
+                (p, unknown if work.slots[p] == -1 else "score_not_finite") for p in unranked
+            ],
             degraded=degraded,
         )
 
+    async def _guessed(
+        self,
+        opened: OpenVersion,
+        user_id: str,
+        candidates: Candidates,
+        cache: RowCache,
+        deadline: float,
+    ) -> _Work | None:
+        """Score with the profile in memory while Redis is asked whether it still holds.
+
+        Returns:
+            None where there is no good guess, or where it was wrong.
+        """
+        guess = self._profiles.guess(opened, user_id) if self._luck.worth_trying() else None
+        if guess is None or candidates.inline:
+            return None
+        slots = cache.look_up(candidates.video_ids)
+        if (slots < 0).any():
+            return None
+        reading = asyncio.create_task(self._state.view(user_id, ()))
+        try:
+            # The question is on its way before the head runs: written in the loop's next turn,
+            # sent at its end.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            with metrics.stage("model"):
+                job = Job(opened, guess.array, cache.table, slots, ())
+                scored = await self._head.score(job, deadline)
+            with metrics.stage("state"):
+                view = await reading
+        finally:
+            reading.cancel()
+        with metrics.stage("user"):
+            profile = await self._profiles.profile(opened, user_id, view)
+        right = profile.array is guess.array
+        self._luck.note(right=right)
+        if not right:
+            with metrics.stage("model"):
+                job = Job(opened, profile.array, cache.table, slots, ())
+                scored = await self._head.score(job, deadline)
+        count_hits(len(slots))
+        return _Work(profile, slots, scored)
+
+    async def _asked(
+        self,
+        opened: OpenVersion,
+        user_id: str,
+        candidates: Candidates,
+        cache: RowCache,
+        deadline: float,
+    ) -> _Work:
+        """Ask Redis for the user and for videos that are not in memory, then score."""
+        inline = candidates.inline
+        stored: Sequence[str] = candidates.video_ids
+        if inline:
+            stored = [v for place, v in enumerate(stored) if place not in inline]
+        with metrics.stage("state"):
+            resolved = await resolve(cache, stored, partial(self._state.view, user_id))
+        with metrics.stage("user"):
+            profile = await self._profiles.profile(opened, user_id, resolved.read)
+        return await self._scored(opened, profile, candidates, resolved, cache, deadline)
+
+    async def _scored(
+        self,
+        opened: OpenVersion,
+        profile: Profile,
+        candidates: Candidates,
+        resolved: Resolved[Any],
+        cache: RowCache,
+        deadline: float,
+    ) -> _Work:
+        inline = candidates.inline
+        slots = _with_inline(resolved, inline, len(candidates)) if inline else resolved.slots
+        new = [*resolved.fresh.values(), *inline.values()]
+        with metrics.stage("model"):
+            job = Job(opened, profile.array, cache.table, slots, new)
+            scored = await self._head.score(job, deadline)
+        if resolved.fresh:
+            encoded = dict(zip(resolved.fresh, scored.rows, strict=False))
+            cache.put(encoded, generation=resolved.generation)
+        return _Work(profile, slots, scored)
+
     async def _without_state(
-        self, opened: OpenVersion, user_id: str, reason: str
-    ) -> tuple[Profile, Degraded]:
+        self,
+        opened: OpenVersion,
+        user_id: str,
+        candidates: Candidates,
+        deadline: float,
+        reason: str,
+    ) -> tuple[_Work, Degraded]:
         profile, level = self._profiles.last(opened, user_id), "last_profile"
         if profile is None:
             level = "no_history"
             profile = Profile(await self._profiles.empty(opened), Position(0, 0))
         metrics.DEGRADED.labels(level).inc()
-        return profile, Degraded(level, reason)
+        cache, inline = self._profiles.rows(opened), candidates.inline
+        stored = [v for place, v in enumerate(candidates.video_ids) if place not in inline]
+        resolved = await resolve(cache, stored, _no_videos)
+        work = await self._scored(opened, profile, candidates, resolved, cache, deadline)
+        return work, Degraded(level, reason)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Work:
+    """Candidates scored: the profile they were scored for, their slots, their scores."""
+
+    profile: Profile
+    slots: SlotArray
+    scored: Scored
+
+
+class _Luck:
+    """Whether guesses are right often enough to be worth the work of wrong ones."""
+
+    def __init__(self) -> None:
+        self._share = 1.0
+        self._skipped = 0
+
+    def worth_trying(self) -> bool:
+        """Say whether to guess; now and then also when it has not been worth it."""
+        if self._share >= _WORTH_IT:
+            return True
+        self._skipped = (self._skipped + 1) % _TRY_AGAIN
+        return self._skipped == 0
+
+    def note(self, *, right: bool) -> None:
+        """Learn whether a guess was right."""
+        _GUESSES[right].inc()
+        self._share += _LEARNING * (right - self._share)
 
 
 @dataclass(frozen=True, slots=True)

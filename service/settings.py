@@ -87,7 +87,7 @@ class Settings(BaseSettings):
     max_candidates_in_flight: _Count = 20_000
     score_timeout_ms: _Count = 2_000
     threads: _Count = min(4, os.cpu_count() or 1)
-    inline_microseconds: Annotated[float, Field(ge=0)] = 500.0
+    inline_microseconds: Annotated[float, Field(ge=0)] = 1_000.0
 
     @property
     def lifetimes(self) -> Lifetimes:
