@@ -3,7 +3,9 @@
 Both halves import this package's surface; it imports neither of them.
 """
 
+from model_store.device import CPU, Device, find_device
 from model_store.errors import (
+    DeviceError,
     GoldenMismatchError,
     GraphInvalidError,
     HashMismatchError,
@@ -17,9 +19,12 @@ from model_store.manifest import GRAPHS, SCHEMA_VERSION, Layout, Manifest, graph
 from model_store.store import Draft, ModelStore, OpenVersion
 
 __all__ = [
+    "CPU",
     "GRAPHS",
     "SCHEMA_VERSION",
     "Click",
+    "Device",
+    "DeviceError",
     "Draft",
     "FloatArray",
     "Golden",
@@ -37,6 +42,7 @@ __all__ = [
     "VersionNotFoundError",
     "blocks_of",
     "click_probabilities",
+    "find_device",
     "graph_tensors",
     "visible_history",
 ]

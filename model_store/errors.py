@@ -6,6 +6,7 @@ ModelStoreError
 +-- HashMismatchError       a file is missing or its bytes are not the published ones
 +-- GraphInvalidError       a graph does not load or has other tensors than the manifest says
 +-- GoldenMismatchError     the graphs load but answer differently from the trainer
++-- DeviceError             the device that was asked for cannot be used
 """
 
 from __future__ import annotations
@@ -33,3 +34,7 @@ class GraphInvalidError(ModelStoreError):
 
 class GoldenMismatchError(ModelStoreError):
     """The graphs do not reproduce the trainer's answers."""
+
+
+class DeviceError(ModelStoreError):
+    """The device that was asked for cannot be used."""

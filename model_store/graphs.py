@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from model_store.device import CPU, Device
 from model_store.errors import GoldenMismatchError, GraphInvalidError
 from model_store.history import FloatArray, IntArray, blocks_of
 from model_store.manifest import GRAPHS, Layout, Tensor, graph_tensors
@@ -49,7 +50,7 @@ class Model:
     Args:
         graphs: ONNX bytes by graph name.
         layout: the sizes the graphs must have.
-        providers: ONNX Runtime execution providers, in order of preference.
+        device: where they run.
 
     Raises:
         GraphInvalidError: a graph does not load, or its tensors are not the layout's.
@@ -60,10 +61,10 @@ class Model:
         graphs: Mapping[str, bytes],
         layout: Layout,
         *,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
+        device: Device = CPU,
     ) -> None:
         self.layout = layout
-        self._sessions = {name: _session(name, graphs[name], providers) for name in GRAPHS}
+        self._sessions = {name: _session(name, graphs[name], device) for name in GRAPHS}
         for name, expected in graph_tensors(layout).items():
             session = self._sessions[name]
             _check_tensors(f"{name} inputs", session.get_inputs(), expected.inputs)
@@ -125,7 +126,7 @@ class Model:
         return result
 
 
-def _session(name: str, graph: bytes, providers: Sequence[str]) -> ort.InferenceSession:
+def _session(name: str, graph: bytes, device: Device) -> ort.InferenceSession:
     options = ort.SessionOptions()
     # One thread a session and many request threads: no gain from more at these sizes, and
     # spinning burns a core between requests.
@@ -134,10 +135,12 @@ def _session(name: str, graph: bytes, providers: Sequence[str]) -> ort.Inference
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     try:
-        return ort.InferenceSession(graph, options, providers=list(providers))
+        session = ort.InferenceSession(graph, options, providers=device.providers())
     # ONNX Runtime's own exceptions share no base but Exception.
     except Exception as exc:
         raise GraphInvalidError(f"{name}.onnx cannot be loaded: {exc}") from exc
+    device.check(session.get_providers())
+    return session
 
 
 def _check_tensors(what: str, actual: Sequence[ort.NodeArg], expected: Sequence[Tensor]) -> None:

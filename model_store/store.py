@@ -14,7 +14,7 @@ import io
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +23,7 @@ from uuid import uuid4
 import numpy as np
 from pydantic import JsonValue
 
+from model_store.device import CPU, Device
 from model_store.errors import (
     HashMismatchError,
     ManifestInvalidError,
@@ -180,7 +181,7 @@ class ModelStore:
         self,
         version: str | None = None,
         *,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
+        device: Device = CPU,
     ) -> OpenVersion:
         """Open a version (the current one by default): hashes, tensors and golden answers checked.
 
@@ -195,7 +196,7 @@ class ModelStore:
         manifest = self.manifest(version)
         files = self._read_files(manifest)
         model = Model(
-            {name: files[f"{name}.onnx"] for name in GRAPHS}, manifest.layout, providers=providers
+            {name: files[f"{name}.onnx"] for name in GRAPHS}, manifest.layout, device=device
         )
         with np.load(io.BytesIO(files["golden.npz"])) as arrays:
             golden = Golden(**{name: arrays[name] for name in Golden.__slots__})

@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from model_store import ModelStore, ModelStoreError
+from model_store import Device, ModelStore, ModelStoreError, find_device
 from service import api, metrics, user_api, video_api
 from service.admission import Admission
 from service.background import Background
@@ -30,8 +30,11 @@ from service.refusals import REFUSALS, problem_of
 from service.scoring import Scoring
 from service.settings import Settings
 from service.state import State, StateDownError
+from service.warmth import Warmth
 
 _CANCEL_SECONDS = 0.2
+_GPU_ROWS = 16_384
+"""Candidates in one run on a CUDA device."""
 
 _log = logging.getLogger(__name__)
 
@@ -85,16 +88,28 @@ async def _assembled(settings: Settings, url: str) -> AsyncIterator[Parts]:
         )
         stack.push_async_callback(state.close)
         live = LiveModel(
-            ModelStore(settings.model_store), executor, poll_seconds=settings.model_poll_seconds
+            ModelStore(settings.model_store),
+            executor,
+            poll_seconds=settings.model_poll_seconds,
+            device=find_device(settings.device, memory_mb=settings.gpu_memory_mb),
         )
-        await _open_model(live, wait=settings.wait_for_model)
         parts = _wired(settings, state, live, executor=executor)
+        warmth = Warmth(
+            state,
+            parts.profiles,
+            executor=executor,
+            videos=settings.warm_videos,
+            seconds=settings.warm_seconds,
+        )
+        live.before_swap(warmth.warm)
         try:
             await parts.changes.poll()
         except StateDownError as exc:
             _log.warning("not ready, waiting for Redis: %s", exc)
+        await _open_model(live, wait=settings.wait_for_model)
         stack.push_async_callback(parts.profiles.close)
-        for work in (live.follow(), parts.changes.run(), parts.background.run()):
+        following = live.follow(), parts.changes.run(), parts.background.run()
+        for work in (*following, warmth.remember(live)):
             stack.push_async_callback(_cancelled, asyncio.create_task(work))
         yield parts
 
@@ -109,13 +124,12 @@ def _wired(settings: Settings, state: State, live: LiveModel, *, executor: Execu
         last_profiles=settings.last_profiles,
         inline=settings.inline_microseconds > 0,
     )
-    batching = Batching(threads=settings.threads, inline_seconds=settings.inline_microseconds / 1e6)
     admission = Admission(settings.max_candidates_in_flight)
     scoring = Scoring(
         state,
         live,
         profiles=profiles,
-        head=HeadQueue(executor, batching),
+        head=HeadQueue(executor, _batching(settings, live.device)),
         admission=admission,
         timeout_seconds=settings.score_timeout_ms / 1e3,
     )
@@ -136,8 +150,15 @@ def _wired(settings: Settings, state: State, live: LiveModel, *, executor: Execu
         background=background,
         admission=admission,
         scoring=scoring,
-        events=Events(state, profiles, background, future_tolerance_seconds=tolerance),
+        events=Events(state, profiles.last, background, future_tolerance_seconds=tolerance),
     )
+
+
+def _batching(settings: Settings, device: Device) -> Batching:
+    if device.kind == "cpu":
+        return Batching(settings.threads, inline_seconds=settings.inline_microseconds / 1e6)
+    window = settings.gpu_window_microseconds / 1e6
+    return Batching(threads=2, window_seconds=window, merge=True, max_rows=_GPU_ROWS)
 
 
 async def _open_model(live: LiveModel, *, wait: bool) -> None:

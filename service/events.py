@@ -13,7 +13,7 @@ from model_store import Click
 from service import metrics
 from service.background import Background
 from service.bodies import EventIn, reasons
-from service.profiles import Profiles
+from service.last_profiles import LastProfiles
 from service.state import NewClick, Position, State
 
 _REASONS: Final = {
@@ -42,7 +42,7 @@ class Events:
 
     Args:
         state: where histories are.
-        profiles: told whose profiles are behind.
+        last: told whose profiles are behind.
         background: computes them.
         future_tolerance_seconds: how far an event may be ahead of this clock.
     """
@@ -50,13 +50,13 @@ class Events:
     def __init__(
         self,
         state: State,
-        profiles: Profiles,
+        last: LastProfiles,
         background: Background,
         *,
         future_tolerance_seconds: float,
     ) -> None:
         self._state = state
-        self._profiles = profiles
+        self._last = last
         self._background = background
         self._tolerance_ms = future_tolerance_seconds * 1e3
 
@@ -78,7 +78,7 @@ class Events:
         answers = zip(appended.verdicts, appended.known, strict=True)
         verdicts = [c if isinstance(c, Verdict) else _verdict(*next(answers)) for c in checked]
         _count(verdicts)
-        self._profiles.moved(appended.users)
+        self._last.moved(appended.users)
         self._background.refresh(appended.users)
         return verdicts, appended.users
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from typing import Final
 
-from model_store import ModelStore, ModelStoreError, OpenVersion
+from model_store import CPU, Device, ModelStore, ModelStoreError, OpenVersion
 from service import metrics
 
 _RETRY_SECONDS: Final = 30.0
@@ -29,14 +30,28 @@ class LiveModel:
         store: where versions are published.
         executor: threads in which versions are opened.
         poll_seconds: how often the pointer is read.
+        device: where versions run.
     """
 
-    def __init__(self, store: ModelStore, executor: Executor, *, poll_seconds: float) -> None:
+    def __init__(
+        self,
+        store: ModelStore,
+        executor: Executor,
+        *,
+        poll_seconds: float,
+        device: Device = CPU,
+    ) -> None:
         self.store = store
+        self.device = device
+        self._warm: list[Callable[[OpenVersion], Awaitable[object]]] = []
         self._executor = executor
         self._poll_seconds = poll_seconds
         self._open: OpenVersion | None = None
         self._failed: tuple[str, float] | None = None
+
+    def before_swap(self, warm: Callable[[OpenVersion], Awaitable[object]]) -> None:
+        """Have something done for a version before it answers."""
+        self._warm.append(warm)
 
     def current(self) -> OpenVersion:
         """Return the version that answers.
@@ -57,7 +72,7 @@ class LiveModel:
             ModelStoreError: there is none, or it cannot be used.
         """
         loop = asyncio.get_running_loop()
-        self._swap(await loop.run_in_executor(self._executor, self.store.open))
+        await self._swap(await loop.run_in_executor(self._executor, self._opened, None))
 
     async def follow(self) -> None:
         """Follow the pointer until cancelled."""
@@ -81,16 +96,21 @@ class LiveModel:
         if self._failed and self._failed[0] == wanted and time.monotonic() < self._failed[1]:
             return
         try:
-            opened = await loop.run_in_executor(self._executor, self.store.open, wanted)
+            opened = await loop.run_in_executor(self._executor, self._opened, wanted)
         except (ModelStoreError, OSError) as exc:
             self._failed = (wanted, time.monotonic() + _RETRY_SECONDS)
             metrics.MODEL_FAILURES.inc()
             kept = self._open.manifest.version if self._open else "none"
             _log.error("cannot open version %s, keeping %s: %s", wanted, kept, exc)
             return
-        self._swap(opened)
+        await self._swap(opened)
 
-    def _swap(self, opened: OpenVersion) -> None:
+    def _opened(self, version: str | None) -> OpenVersion:
+        return self.store.open(version, device=self.device)
+
+    async def _swap(self, opened: OpenVersion) -> None:
+        for warm in self._warm:
+            await warm(opened)
         old, self._open = self._open, opened
         if old is not None:
             metrics.show_model(old.manifest.model_name, old.manifest.version, serving=False)

@@ -14,8 +14,7 @@ import asyncio
 import logging
 import random
 import time
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -24,21 +23,21 @@ from uuid import uuid4
 
 import numpy as np
 
-from model_store import FloatArray, OpenVersion, blocks_of
+from model_store import FloatArray, OpenVersion
 from service import metrics
 from service.changes import Changes, fingerprint
-from service.packed_profile import Origin, pack_profile, read_array, read_origin, rounded
-from service.rows import RowCache, encode, gather, resolve
+from service.last_profiles import LastProfiles, Profile
+from service.packed_profile import Origin, pack_profile, read_array, read_origin
+from service.profile_run import run_profiles
+from service.rows import RowCache, resolve
 from service.state import (
     History,
     Meta,
     NewProfile,
-    Position,
     State,
     StateDownError,
     Video,
     View,
-    mark,
 )
 
 _CANCEL_SECONDS: Final = 0.2
@@ -49,21 +48,6 @@ _EMPTY: Final = metrics.PROFILES.labels("empty")
 _HIT: Final = metrics.PROFILES.labels("hit")
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """A user as one model version sees them.
-
-    Attributes:
-        array: [K, P], of the K blocks that hold clicks, at least one.
-        position: the history it was computed from.
-        origin: the same and all else it was computed from; ``None`` of a user without clicks.
-    """
-
-    array: FloatArray
-    position: Position
-    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,22 +83,33 @@ class Profiles:
         self._row_cache_bytes = row_cache_bytes
         self._inline = inline
         self._cache: RowCache | None = None
+        self._next: RowCache | None = None
         self._empty: tuple[OpenVersion, FloatArray] | None = None
         self._flights: dict[tuple[str, str, int], asyncio.Task[Profile]] = {}
         self._computing: dict[tuple[str, str], asyncio.Future[Profile | None]] = {}
         self._storing: set[asyncio.Task[None]] = set()
-        self._last: OrderedDict[bytes, Profile] = OrderedDict()
-        self._last_limit = last_profiles
-        self._moved: set[bytes] = set()
+        self.last = LastProfiles(last_profiles)
+        """What this process saw last."""
         self._lease = uuid4().hex
         changes.on_videos(self._drop_rows)
-        changes.on_user(self._forget)
+        changes.on_user(self.last.forget)
 
     def rows(self, opened: OpenVersion) -> RowCache:
         """Return the row cache of a version; the one of the version before is let go."""
         if self._cache is None or self._cache.opened is not opened:
-            self._cache = RowCache(opened, self._row_cache_bytes)
+            self._cache = self.prepare(opened)
+            self._next = None
         return self._cache
+
+    def prepare(self, opened: OpenVersion) -> RowCache:
+        """Return the row cache of a version that is to answer soon."""
+        if self._next is None or self._next.opened is not opened:
+            self._next = RowCache(opened, self._row_cache_bytes)
+        return self._next
+
+    def recent_videos(self, limit: int) -> list[str]:
+        """Return the videos used last with the version that answers, newest first."""
+        return [] if self._cache is None else self._cache.recent(limit)
 
     async def profile(self, opened: OpenVersion, user_id: str, view: View) -> Profile:
         """Return a user's profile, never older than ``view``.
@@ -125,7 +120,7 @@ class Profiles:
         if view.position.length == 0:
             _EMPTY.inc()
             return Profile(await self.empty(opened), view.position)
-        profile = self.last(opened, user_id)
+        profile = self.last.last(opened, user_id)
         # Decoded before, and still what the present history makes.
         if profile is not None and self._still_answers(profile, opened, view):
             _HIT.inc()
@@ -135,23 +130,8 @@ class Profiles:
             _HIT.inc()
         else:
             profile = await self._joined(opened, user_id, view)
-        self._keep(user_id, profile)
+        self.last.keep(user_id, profile)
         return profile
-
-    def last(self, opened: OpenVersion, user_id: str) -> Profile | None:
-        """Return the profile last seen of a user by this process, however old it is."""
-        profile = self._last.get(mark(user_id))
-        if profile is None or profile.origin is None:
-            return None
-        return profile if profile.origin.model_version == opened.manifest.version else None
-
-    def guess(self, opened: OpenVersion, user_id: str) -> Profile | None:
-        """Return the profile that Redis will probably confirm, if this process has one."""
-        return None if mark(user_id) in self._moved else self.last(opened, user_id)
-
-    def moved(self, user_ids: Iterable[str]) -> None:
-        """Say that histories have changed: what is in memory of them is no guess any more."""
-        self._moved.update(filter(self._last.__contains__, map(mark, user_ids)))
 
     async def empty(self, opened: OpenVersion) -> FloatArray:
         """Return the profile [1, P] of a user without clicks."""
@@ -173,8 +153,8 @@ class Profiles:
         """
         computed, new = await self._computed(opened, user_ids)
         for user_id, profile in computed.items():
-            if mark(user_id) in self._last:
-                self._keep(user_id, profile)
+            if user_id in self.last:
+                self.last.keep(user_id, profile)
         await self._store(new)
         return computed
 
@@ -318,7 +298,7 @@ class Profiles:
             resolved = await resolve(cache, video_ids, self._videos)
             slots = dict(zip(video_ids, resolved.slots.tolist(), strict=True))
             seen = [[slots[c.video_id] for c in h.clicks] for h in histories]
-            work = partial(_profiles, opened, cache.table, list(resolved.fresh.values()), seen)
+            work = partial(run_profiles, opened, cache.table, list(resolved.fresh.values()), seen)
             if self._inline and len(histories) == 1 and not resolved.fresh:
                 # As long as handing it to a thread and back.
                 arrays, rows = work()
@@ -341,21 +321,10 @@ class Profiles:
     async def _videos(self, video_ids: Sequence[str]) -> _Read:
         return _Read(await self._state.videos(video_ids))
 
-    def _keep(self, user_id: str, profile: Profile) -> None:
-        key = mark(user_id)
-        self._last[key] = profile
-        self._last.move_to_end(key)
-        self._moved.discard(key)
-        if len(self._last) > self._last_limit:
-            self._moved.discard(self._last.popitem(last=False)[0])
-
-    def _forget(self, user: bytes) -> None:
-        self._last.pop(user, None)
-        self._moved.discard(user)
-
     def _drop_rows(self, video_ids: Sequence[str] | None) -> None:
-        if self._cache is not None:
-            self._cache.drop(video_ids)
+        for cache in (self._cache, self._next):
+            if cache is not None:
+                cache.drop(video_ids)
 
 
 def _origin(opened: OpenVersion, history: History, missing: Sequence[str]) -> Origin:
@@ -373,25 +342,3 @@ def _new(user_id: str, profile: Profile, token: str) -> NewProfile:
         raise AssertionError("a computed profile has an origin")
     packed = pack_profile(profile.array, profile.origin)
     return NewProfile(user_id, profile.position.version, packed, token)
-
-
-def _profiles(
-    opened: OpenVersion,
-    table: FloatArray,
-    new: Sequence[Video],
-    clicked: Iterable[Sequence[int]],
-) -> tuple[list[FloatArray], FloatArray]:
-    """Profile users [K, P] each, by the slots of their clicks; and the rows of what is new."""
-    rows = encode(opened, new)
-    length = opened.manifest.layout.history_length
-    seen = [np.array([slot for slot in slots if slot != -1][-length:], int) for slots in clicked]
-    if not seen:
-        return [], rows
-    layout = opened.manifest.layout
-    filled = [layout.filled_blocks(len(slots)) for slots in seen]
-    histories = np.stack(
-        [blocks_of(gather(table, rows, slots), layout.block_size, max(filled)) for slots in seen]
-    )
-    lengths = np.array([len(slots) for slots in seen], np.int64)
-    arrays = rounded(opened.model.profiles(histories, lengths))
-    return [array[:blocks] for array, blocks in zip(arrays, filled, strict=True)], rows

@@ -17,11 +17,11 @@ from service import metrics
 from service.admission import Admission, DeadlineError
 from service.head import Job, Scored
 from service.head_queue import HeadQueue
+from service.last_profiles import Profile
 from service.live_model import LiveModel
-from service.profiles import Profile, Profiles
+from service.profiles import Profiles
 from service.rows import Resolved, RowCache, SlotArray, count_hits, resolve
 from service.state import Position, State, StateDownError, Video
-
 
 _WORTH_IT: Final = 0.7
 _LEARNING: Final = 0.02
@@ -241,7 +241,7 @@ class Scoring:
         Returns:
             None where there is no good guess, or where it was wrong.
         """
-        guess = self._profiles.guess(opened, user_id) if self._luck.worth_trying() else None
+        guess = self._profiles.last.guess(opened, user_id) if self._luck.worth_trying() else None
         if guess is None or candidates.inline:
             return None
         slots = cache.look_up(candidates.video_ids)
@@ -318,7 +318,7 @@ class Scoring:
         deadline: float,
         reason: str,
     ) -> tuple[_Work, Degraded]:
-        profile, level = self._profiles.last(opened, user_id), "last_profile"
+        profile, level = self._profiles.last.last(opened, user_id), "last_profile"
         if profile is None:
             level = "no_history"
             profile = Profile(await self._profiles.empty(opened), Position(0, 0))

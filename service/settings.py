@@ -49,6 +49,12 @@ class Settings(BaseSettings):
         max_candidates_in_flight: candidates that are ranked or wait per process; more get 429.
         score_timeout_ms: how long a ranking may take; callers may ask for less.
         threads: threads for model runs per process.
+        warm_videos: videos used last that are encoded before a process is ready, or a promoted
+            version answers.
+        warm_seconds: how long that may take.
+        device: cpu, cuda, or auto: cuda where there is one.
+        gpu_memory_mb: of a CUDA device for each of a version's three graphs; 0 for no limit.
+        gpu_window_microseconds: how long a run on a CUDA device waits for more requests.
         inline_microseconds: a ranking whose model run is expected to take less is run on the event
             loop, where handing it to a thread would take as long; 0 never does.
     """
@@ -87,6 +93,11 @@ class Settings(BaseSettings):
     max_candidates_in_flight: _Count = 20_000
     score_timeout_ms: _Count = 2_000
     threads: _Count = min(4, os.cpu_count() or 1)
+    warm_videos: Annotated[int, Field(ge=0)] = 20_000
+    warm_seconds: Annotated[float, Field(gt=0)] = 2.0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    gpu_memory_mb: Annotated[int, Field(ge=0)] = 2_048
+    gpu_window_microseconds: Annotated[float, Field(ge=0)] = 300.0
     inline_microseconds: Annotated[float, Field(ge=0)] = 1_000.0
 
     @property

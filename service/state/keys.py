@@ -6,6 +6,7 @@
 * ``u:{USER}:l`` string: lease of the process that computes the profile
 * ``v:{TAG}:ID`` string: category and features as float16
 * ``c:{TAG}`` stream: log of changed videos and deleted users
+* ``w:recent`` string: videos used last, for processes that start
 
 What stands in braces decides the slot of a cluster: all keys of a user share one. Videos
 share 64 of them, spread evenly, so that a script writes videos and their log at once.
@@ -18,6 +19,7 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 GROUPS: Final = 64
+RECENT: Final = "w:recent"
 
 _SLOTS: Final = 16_384
 

@@ -31,7 +31,7 @@ from service.state.facts import (
     NewProfile,
     View,
 )
-from service.state.keys import GROUPS, by_group, group_of, log_key, user_keys, video_key
+from service.state.keys import GROUPS, RECENT, by_group, group_of, log_key, user_keys, video_key
 
 HISTORY_LENGTH: Final = 160
 EVENT_IDS: Final = 160
@@ -232,6 +232,16 @@ class State:
         """Delete a video; histories keep their clicks on it, models no longer see them."""
         [result] = await self.register_packed([(video_id, b"")])
         return result > 0
+
+    async def remember_videos(self, video_ids: Sequence[str]) -> None:
+        """Write down the videos used last, newest first, for a process that starts later."""
+        text = "\n".join(video_ids)
+        await self._door.call([("SET", RECENT, text, "PX", max(1, self._window_ms))])
+
+    async def recent_videos(self) -> list[str]:
+        """Return what was written down last: no id holds a line break."""
+        [text] = await self._door.call([("GET", RECENT)])
+        return text.decode().split("\n") if text else []
 
     async def changes(self, cursors: Cursors) -> Changes:
         """Read what changed since ``cursors``; an empty one starts at the beginning."""

@@ -10,7 +10,7 @@ import pytest
 
 from service import metrics
 from service.background import Background
-from service.profiles import Profile
+from service.last_profiles import Profile
 from service.state import Position, StateDownError
 
 

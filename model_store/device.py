@@ -1,0 +1,75 @@
+"""Where graphs run: on a CPU, or on a CUDA device with float32 as exact as on a CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import onnxruntime as ort
+
+from model_store.errors import DeviceError
+
+_CUDA: Final = "CUDAExecutionProvider"
+_DRIVER: Final = Path("/dev/nvidiactl")
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A kind of device.
+
+    Attributes:
+        kind: cpu or cuda.
+        memory_mb: of a CUDA device for each session; 0 for no limit.
+    """
+
+    kind: Literal["cpu", "cuda"] = "cpu"
+    memory_mb: int = 0
+
+    def providers(self) -> list[str | tuple[str, dict[str, Any]]]:
+        """Return ONNX Runtime's execution providers, in order of preference."""
+        if self.kind == "cpu":
+            return ["CPUExecutionProvider"]
+        options = {
+            # The golden answers were made in full float32.
+            "use_tf32": "0",
+            "arena_extend_strategy": "kSameAsRequested",
+        }
+        if self.memory_mb:
+            options["gpu_mem_limit"] = str(self.memory_mb * 2**20)
+        return [(_CUDA, options), "CPUExecutionProvider"]
+
+    def check(self, providers: Sequence[str]) -> None:
+        """Make sure that a session runs where it should: the library falls back in silence.
+
+        Raises:
+            DeviceError: it runs elsewhere.
+        """
+        if self.kind == "cuda" and _CUDA not in providers:
+            raise DeviceError(
+                "no CUDA device can be used: install a driver, CUDA 13 and cuDNN 9 (pip install "
+                "'onnxruntime-gpu[cuda,cudnn]'), or choose the device cpu"
+            )
+
+
+CPU: Final = Device()
+
+
+def find_device(wanted: Literal["auto", "cpu", "cuda"], *, memory_mb: int = 0) -> Device:
+    """Choose a device; ``auto`` takes CUDA where a driver and a build for it are there.
+
+    Raises:
+        DeviceError: CUDA is wanted, and this build of ONNX Runtime has none.
+    """
+    built = _CUDA in ort.get_available_providers()
+    if wanted == "cuda" and not built:
+        raise DeviceError(
+            "this ONNX Runtime is built without CUDA: install onnxruntime-gpu, or choose the "
+            "device cpu"
+        )
+    if wanted == "cpu" or not built or (wanted == "auto" and not _DRIVER.exists()):
+        return CPU
+    # Finds the libraries that were installed beside it from PyPI.
+    ort.preload_dlls()
+    return Device("cuda", memory_mb)

@@ -1,0 +1,71 @@
+"""The profiles that this process saw last: decoded once, and at hand when Redis is gone."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from model_store import FloatArray, OpenVersion
+from service.packed_profile import Origin
+from service.state import Position, mark
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A user as one model version sees them.
+
+    Attributes:
+        array: [K, P], of the K blocks that hold clicks, at least one.
+        position: the history it was computed from.
+        origin: the same and all else it was computed from; ``None`` of a user without clicks.
+    """
+
+    array: FloatArray
+    position: Position
+    origin: Origin | None = None
+
+
+class LastProfiles:
+    """Profiles by user, those used least recently dropped first.
+
+    Args:
+        limit: users at most.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._profiles: OrderedDict[bytes, Profile] = OrderedDict()
+        self._moved: set[bytes] = set()
+
+    def __contains__(self, user_id: str) -> bool:
+        return mark(user_id) in self._profiles
+
+    def last(self, opened: OpenVersion, user_id: str) -> Profile | None:
+        """Return the profile last seen of a user, however old it is."""
+        profile = self._profiles.get(mark(user_id))
+        if profile is None or profile.origin is None:
+            return None
+        return profile if profile.origin.model_version == opened.manifest.version else None
+
+    def guess(self, opened: OpenVersion, user_id: str) -> Profile | None:
+        """Return the profile that Redis will probably confirm, if there is one."""
+        return None if mark(user_id) in self._moved else self.last(opened, user_id)
+
+    def moved(self, user_ids: Iterable[str]) -> None:
+        """Say that histories have changed: what is here of them is no guess any more."""
+        self._moved.update(filter(self._profiles.__contains__, map(mark, user_ids)))
+
+    def keep(self, user_id: str, profile: Profile) -> None:
+        """Remember a profile."""
+        key = mark(user_id)
+        self._profiles[key] = profile
+        self._profiles.move_to_end(key)
+        self._moved.discard(key)
+        if len(self._profiles) > self._limit:
+            self._moved.discard(self._profiles.popitem(last=False)[0])
+
+    def forget(self, user: bytes) -> None:
+        """Drop the profile of a user who was deleted, by the mark."""
+        self._profiles.pop(user, None)
+        self._moved.discard(user)
