@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 from fastapi import Response
@@ -10,14 +10,32 @@ from fastapi import Response
 from service import bodies
 from service.problems import ProblemError
 
+JSON: Final = "application/json"
+
 PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"model": bodies.ProblemOut} for status in (400, 404, 409, 413, 415, 422, 429, 503, 504)
 }
 
 
+class Written(NamedTuple):
+    """The body of an answer.
+
+    Attributes:
+        body: its bytes.
+        media_type: what they are.
+    """
+
+    body: bytes
+    media_type: str = JSON
+
+    def response(self) -> Response:
+        """Return it as the framework wants it."""
+        return Response(self.body, media_type=self.media_type)
+
+
 def json_answer(body: object) -> Response:
     """Answer with JSON."""
-    return Response(orjson.dumps(body), media_type="application/json")
+    return Response(orjson.dumps(body), media_type=JSON)
 
 
 def check_limit(what: str, count: int, limit: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
 
 import orjson
 from fastapi import APIRouter, Request, Response
@@ -14,12 +13,19 @@ from starlette.types import Scope
 from model_store import ModelStoreError
 from service import bodies, metrics
 from service.admission import OverloadedError
-from service.answers import PROBLEMS, check_limit, json_answer
+from service.answers import PROBLEMS, Written, check_limit, json_answer
 from service.event_body import EVENTS_SCHEMA, parse_events
 from service.live_model import NoModelError
 from service.parts import Parts, PartsOf
 from service.problems import ProblemError
-from service.score_body import SCORE_SCHEMA, ScoreRequest, parse_score
+from service.score_answer import write_compact, write_json
+from service.score_body import (
+    SCORE_SCHEMA,
+    ScoreRequest,
+    is_compact,
+    parse_compact,
+    parse_score,
+)
 from service.scoring import Candidates, FeatureWidthError, HistoryBehindError, Ranking, Wishes
 from service.state import StateDownError
 
@@ -34,11 +40,11 @@ router = APIRouter(responses=PROBLEMS)
 )
 async def post_events(request: Request, parts: PartsOf) -> Response:
     """Append clicks. Once this answers, every score reflects them; repeating it is safe."""
-    answer = await events(parts, await request.body(), request.scope)
-    return Response(answer, media_type="application/json")
+    written = await events(parts, await request.body(), request.scope)
+    return written.response()
 
 
-async def events(parts: Parts, raw: bytes, scope: Scope) -> bytes:
+async def events(parts: Parts, raw: bytes, scope: Scope) -> Written:
     """Answer ``POST /events``."""
     content_type = Headers(scope=scope).get("content-type", "application/json")
     given = parse_events(content_type, raw)
@@ -62,7 +68,7 @@ async def events(parts: Parts, raw: bytes, scope: Scope) -> bytes:
         user: {"history_version": position.version, "history_length": position.length}
         for user, position in users.items()
     }
-    return orjson.dumps({"results": results, "users": standing})
+    return Written(orjson.dumps({"results": results, "users": standing}))
 
 
 @router.post(
@@ -73,23 +79,25 @@ async def events(parts: Parts, raw: bytes, scope: Scope) -> bytes:
 )
 async def post_score(request: Request, parts: PartsOf) -> Response:
     """Rank candidates by the probability that this user clicks them."""
-    answer = await score(parts, await request.body(), request.scope)
-    return Response(answer, media_type="application/json")
+    written = await score(parts, await request.body(), request.scope)
+    return written.response()
 
 
-async def score(parts: Parts, raw: bytes, scope: Scope) -> bytes:
-    """Answer ``POST /score``."""
+async def score(parts: Parts, raw: bytes, scope: Scope) -> Written:
+    """Answer ``POST /score``, in the form that it was asked in."""
     start = time.perf_counter()
     if parts.admission.full:
         # Not even read: to refuse must cost little when there is too much to do.
         raise OverloadedError("too many candidates are being ranked already: try again")
-    asked = parse_score(raw)
+    compact = is_compact(scope)
+    asked = parse_compact(raw) if compact else parse_score(raw)
     check_limit("candidates", len(asked.video_ids), parts.settings.max_candidates)
     ranking = await _ranking(parts, asked)
-    answer = score_answer(ranking, asked.video_ids)
-    answer["request_id"] = scope["state"]["request_id"]
-    answer["took_ms"] = round((time.perf_counter() - start) * 1e3, 3)
-    return orjson.dumps(answer)
+    request_id: str = scope["state"]["request_id"]
+    took_ms = (time.perf_counter() - start) * 1e3
+    if compact:
+        return write_compact(ranking, request_id=request_id, took_ms=took_ms)
+    return write_json(ranking, asked.video_ids, request_id=request_id, took_ms=took_ms)
 
 
 @router.get("/models", response_model=bodies.ModelsOut)
@@ -150,25 +158,3 @@ async def _ranking(parts: Parts, asked: ScoreRequest) -> Ranking:
     except FeatureWidthError as exc:
         fault = {"pointer": f"/candidates/{exc.index}/features", "detail": str(exc)}
         raise ProblemError(422, f"candidate {exc.index}: {exc}", errors=[fault]) from None
-
-
-def score_answer(ranking: Ranking, video_ids: Sequence[str]) -> dict[str, object]:
-    """Write a ranking as callers read it."""
-    results: list[dict[str, object]] = [
-        {"video_id": video_ids[place], "index": place, "rank": rank, "score": score}
-        for rank, (place, score) in enumerate(
-            zip(ranking.places, ranking.scores, strict=True), start=1
-        )
-    ]
-    results += [
-        {"video_id": video_ids[p], "index": p, "rank": None, "score": None, "reason": reason}
-        for p, reason in ranking.unranked
-    ]
-    answer: dict[str, object] = {
-        "model": {"name": ranking.model_name, "version": ranking.model_version},
-        "history": {"length": ranking.history.length, "version": ranking.history.version},
-        "results": results,
-    }
-    if ranking.degraded is not None:
-        answer["degraded"] = {"level": ranking.degraded.level, "reason": ranking.degraded.reason}
-    return answer

@@ -7,19 +7,17 @@ cost a third less.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
 
 from fastapi import FastAPI, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.answers import Written
 from service.parts import Parts
 from service.problems import problem_response
 from service.refusals import REFUSALS, problem_of
 
-Handler = Callable[[Parts, bytes, Scope], Awaitable[bytes]]
-"""From a whole body to a JSON answer."""
-
-_JSON: Final = (b"content-type", b"application/json")
+Handler = Callable[[Parts, bytes, Scope], Awaitable[Written]]
+"""From a whole body to an answer."""
 
 
 class FastPath:
@@ -45,12 +43,16 @@ class FastPath:
             return
         scope["route_path"] = scope["path"]
         try:
-            body = await handler(self._state.parts, await _body(receive), scope)
+            written = await handler(self._state.parts, await _body(receive), scope)
         except REFUSALS as exc:
             answer = problem_response(Request(scope), problem_of(exc))
             await answer(scope, receive, send)
             return
-        headers = [_JSON, (b"content-length", b"%d" % len(body))]
+        body = written.body
+        headers = [
+            (b"content-type", written.media_type.encode()),
+            (b"content-length", b"%d" % len(body)),
+        ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Final, NotRequired
 
+import msgpack
 import numpy as np
 from fastapi.exceptions import RequestValidationError
 from pydantic import (
@@ -17,6 +18,7 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
 )
+from starlette.types import Scope
 from typing_extensions import TypedDict
 
 from service import bodies
@@ -53,12 +55,29 @@ class _Score(TypedDict):
     strict: NotRequired[Annotated[bool, Strict()]]
 
 
+class _CompactScore(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
+    user_id: _Identifier
+    video_ids: Annotated[list[_Identifier], Field(min_length=1)]
+    top_k: NotRequired[Annotated[int, Strict(), Field(ge=1)] | None]
+    min_history_version: NotRequired[Annotated[int, Strict(), Field(ge=0)]]
+    timeout_ms: NotRequired[Annotated[int, Strict(), Field(ge=1)] | None]
+    strict: NotRequired[Annotated[bool, Strict()]]
+
+
 _SCORE: Final = TypeAdapter(_Score)
+_COMPACT: Final = TypeAdapter(_CompactScore)
+
+MSGPACK: Final = "application/msgpack"
+_MSGPACK: Final = (b"application/msgpack", b"application/vnd.msgpack", b"application/x-msgpack")
 
 
 SCORE_SCHEMA: Final[dict[str, Any]] = {
     "required": True,
-    "content": {"application/json": {"schema": bodies.ScoreIn.model_json_schema()}},
+    "content": {
+        "application/json": {"schema": bodies.ScoreIn.model_json_schema()},
+        MSGPACK: {"schema": _COMPACT.json_schema()},
+    },
 }
 
 
@@ -115,6 +134,42 @@ def parse_score(raw: bytes) -> ScoreRequest:
     )
 
 
+def is_compact(scope: Scope) -> bool:
+    """Whether a request's body says that it is MessagePack."""
+    for name, value in scope.get("headers", ()):
+        if name == b"content-type":
+            return bool(value.partition(b";")[0].strip().lower() in _MSGPACK)
+    return False
+
+
+def parse_compact(raw: bytes) -> ScoreRequest:
+    """Read and judge a body in MessagePack: registered videos only, by their ids.
+
+    Raises:
+        ProblemError: 400 not MessagePack, 422 an id is too long.
+        RequestValidationError: MessagePack, but not of the form.
+    """
+    try:
+        unpacked = msgpack.unpackb(raw, max_ext_len=0)
+    except (ValueError, msgpack.UnpackException) as exc:
+        raise ProblemError(400, f"the body is not MessagePack: {exc}") from None
+    try:
+        given = _COMPACT.validate_python(unpacked)
+    except ValidationError as exc:
+        raise _refusal(exc) from None
+    video_ids = given["video_ids"]
+    _check_bytes(given["user_id"], video_ids, at="/video_ids/{place}")
+    return ScoreRequest(
+        user_id=given["user_id"],
+        video_ids=video_ids,
+        inline={},
+        top_k=given.get("top_k"),
+        min_history_version=given.get("min_history_version", 0),
+        timeout_ms=given.get("timeout_ms"),
+        strict=given.get("strict", False),
+    )
+
+
 def _refusal(error: ValidationError) -> Exception:
     faults = error.errors(include_url=False, include_context=False, include_input=False)
     if any(fault["type"] == "json_invalid" for fault in faults):
@@ -122,12 +177,14 @@ def _refusal(error: ValidationError) -> Exception:
     return RequestValidationError([{**fault, "loc": ("body", *fault["loc"])} for fault in faults])
 
 
-def _check_bytes(user_id: str, video_ids: Sequence[str]) -> None:
+def _check_bytes(
+    user_id: str, video_ids: Sequence[str], *, at: str = "/candidates/{place}/video_id"
+) -> None:
     # Characters were counted; only long ids can have more bytes than that.
     long = [("/user_id", user_id)] if len(user_id) > _SURELY_SHORT else []
     if len(max(video_ids, key=len)) > _SURELY_SHORT:
         long += [
-            (f"/candidates/{place}/video_id", video_id)
+            (at.format(place=place), video_id)
             for place, video_id in enumerate(video_ids)
             if len(video_id) > _SURELY_SHORT
         ]

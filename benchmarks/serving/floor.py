@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
+from service.answers import Written
 from service.edge import Edge
 from service.fast_path import FastPath
 from service.score_body import parse_score
@@ -48,8 +49,8 @@ def make(kind: str, answers: dict[int, bytes]) -> ASGIApp:
 
         return app
 
-    async def handle(_: object, raw: bytes, __: Scope) -> bytes:
-        return answers[len(parse_score(raw).video_ids)]
+    async def handle(_: object, raw: bytes, __: Scope) -> Written:
+        return Written(answers[len(parse_score(raw).video_ids)])
 
     return Edge(FastPath(app, {"/score": handle}), max_body_bytes=1 << 26)  # type: ignore[dict-item]
 
