@@ -71,7 +71,7 @@ def score_merged(jobs: Sequence[Job]) -> list[Scored | Exception]:
     found: list[Scored | Exception | None] = [None] * len(jobs)
     logits: dict[int, list[FloatArray]] = {}
     prepared = {}
-    kinds: dict[tuple[int, int], list[tuple[int, FloatArray]]] = defaultdict(list)
+    kinds: dict[tuple[int, tuple[int, ...]], list[tuple[int, FloatArray]]] = defaultdict(list)
     for place, job in enumerate(jobs):
         try:
             prepared[place] = known, rows, tiles = _tiles(job)
@@ -80,7 +80,7 @@ def score_merged(jobs: Sequence[Job]) -> list[Scored | Exception]:
             continue
         logits[place] = []
         for tile in tiles:
-            kinds[id(job.opened), len(job.profile)].append((place, tile))
+            kinds[id(job.opened), job.profile.shape].append((place, tile))
     for kind in kinds.values():
         for start in range(0, len(kind), _TILES_PER_RUN):
             _run_tiles(jobs, kind[start : start + _TILES_PER_RUN], logits)

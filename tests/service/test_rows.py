@@ -1,0 +1,124 @@
+"""The row cache: bounded by bytes, the least recently used out, never a byte changed underfoot."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from model_store import Layout
+from service.rows import RowCache
+
+WIDTH = 4
+LAYOUT = Layout(
+    feature_dim=3,
+    num_categories=2,
+    num_blocks=1,
+    block_size=1,
+    row_dim=WIDTH,
+    candidate_dim=WIDTH,
+    profile_dim=2,
+)
+OPENED = SimpleNamespace(manifest=SimpleNamespace(layout=LAYOUT))
+ids = st.sampled_from([f"v{i}" for i in range(12)])
+
+
+def cache_of(rows: int) -> RowCache:
+    return RowCache(OPENED, rows * WIDTH * 4)  # type: ignore[arg-type]
+
+
+def row(value: float) -> np.ndarray:
+    return np.full(WIDTH, value, np.float32)
+
+
+def test_capacity_is_in_bytes() -> None:
+    """As many rows as fit, and one at least."""
+    assert cache_of(7).capacity == 7
+    assert RowCache(OPENED, 1).capacity == 1  # type: ignore[arg-type]
+
+
+def test_the_least_recently_used_goes_first() -> None:
+    """Looking a row up keeps it."""
+    cache = cache_of(8)
+    cache.put({f"v{i}": row(i) for i in range(8)}, generation=0)
+    cache.look_up(["v0"])
+    cache.put({"new": row(9)}, generation=0)
+
+    assert cache.look_up(["v1"])[0] == -1
+    assert cache.look_up(["v0"])[0] >= 0
+    assert cache.look_up(["new"])[0] >= 0
+    assert cache.recent(2) == ["new", "v0"]
+
+
+@pytest.mark.parametrize("dropped", [["v"], None])
+def test_a_row_read_before_its_video_changed_is_not_kept(dropped: list[str] | None) -> None:
+    """It was encoded from the old features."""
+    cache = cache_of(4)
+    generation = cache.generation
+    cache.drop(dropped)
+    cache.put({"v": row(1)}, generation=generation)
+
+    assert cache.look_up(["v"])[0] == -1
+
+
+class Machine(RuleBasedStateMachine):
+    """Looks up, puts, drops and reads under pins; compares with a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache = cache_of(5)
+        self.values: dict[str, float] = {}
+        self.serial = 0.0
+        self.pins: list[tuple[object, np.ndarray, np.ndarray]] = []
+
+    @rule(chosen=st.lists(ids, min_size=1, max_size=6, unique=True))
+    def put(self, chosen: list[str]) -> None:
+        here = [video_id for video_id in chosen if self.cache.look_up([video_id])[0] < 0]
+        rows = {}
+        for video_id in here:
+            self.serial += 1
+            rows[video_id] = row(self.serial)
+        self.cache.put(rows, generation=self.cache.generation)
+        for video_id, value in rows.items():
+            if self.cache.look_up([video_id])[0] >= 0:
+                self.values[video_id] = float(value[0])
+
+    @rule(chosen=st.lists(ids, max_size=3, unique=True) | st.none())
+    def drop(self, chosen: list[str] | None) -> None:
+        self.cache.drop(chosen)
+        for video_id in self.values if chosen is None else chosen:
+            assert self.cache.look_up([video_id])[0] == -1
+
+    @rule(chosen=st.lists(ids, min_size=1, max_size=4))
+    def pin(self, chosen: list[str]) -> None:
+        pinned = self.cache.pinned()
+        pinned.__enter__()
+        slots = self.cache.look_up(chosen)
+        slots = slots[slots >= 0]
+        self.pins.append((pinned, slots, self.cache.table[slots].copy()))
+
+    @precondition(lambda self: self.pins)
+    @rule()
+    def unpin(self) -> None:
+        pinned, slots, before = self.pins.pop(0)
+        np.testing.assert_array_equal(self.cache.table[slots], before)
+        pinned.__exit__(None, None, None)  # type: ignore[attr-defined]
+
+    @invariant()
+    def what_is_pinned_is_as_it_was(self) -> None:
+        for _, slots, before in self.pins:
+            np.testing.assert_array_equal(self.cache.table[slots], before)
+
+    @invariant()
+    def what_is_here_is_what_was_put(self) -> None:
+        assert len(self.cache) <= self.cache.capacity
+        for video_id, value in self.values.items():
+            slot = self.cache.look_up([video_id])[0]
+            if slot >= 0:
+                assert self.cache.table[slot, 0] == value
+
+
+TestMachine = Machine.TestCase
