@@ -10,8 +10,9 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 DATA ?=
 ONCE ?=
+ONLY ?=
 
-.PHONY: help install check test chaos demo bench-state bench-training format clean
+.PHONY: help install check test chaos demo bench bench-state bench-training format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 16
@@ -39,6 +40,9 @@ chaos: $(STAMP)  ## kill, cut, stall and fill Redis and the service under load
 
 demo: $(STAMP)  ## train, publish, serve and report; DATA=DIR takes your log, ONCE=1 ends after the report
 	@$(BIN)/python deploy/demo.py --data "$(or $(DATA),none)" $(if $(ONCE),--once)
+
+bench: $(STAMP)  ## speed of the service beside its floor and its peers; ONLY=head,http,peers,events,memory
+	$(BIN)/python -m benchmarks.serving $(if $(ONLY),--only $(ONLY))
 
 bench-state: $(STAMP)  ## memory and speed of the store, into benchmarks/results
 	$(BIN)/python -m benchmarks.state

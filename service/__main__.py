@@ -95,6 +95,8 @@ def _serve(settings: Settings) -> None:
             log_config=None,
             access_log=False,
             server_header=False,
+            # Nothing here looks at the caller's address.
+            proxy_headers=False,
             timeout_graceful_shutdown=_DRAIN_SECONDS,
         )
 

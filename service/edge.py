@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+import random
 import re
 from typing import Final
-from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -44,7 +44,7 @@ class Edge:
             return
         headers = Headers(scope=scope)
         asked = headers.get("x-request-id", "")
-        request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid4().hex
+        request_id = asked if _REQUEST_ID.fullmatch(asked) else f"{random.getrandbits(128):032x}"
         scope.setdefault("state", {})["request_id"] = request_id
         answer = _Answer(send, request_id)
         too_large = False
@@ -81,7 +81,7 @@ class Edge:
             problem = ProblemError(413, f"the body is longer than {limit} bytes: split the call")
             await problem_response(Request(scope), problem)(scope, receive, answer.send)
         route = scope.get("route_path") or getattr(scope.get("route"), "path", "unmatched")
-        metrics.REQUESTS.labels(route, str(answer.status)).inc()
+        metrics.requests(route, answer.status).inc()
 
 
 class _Answer:

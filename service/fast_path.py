@@ -7,17 +7,20 @@ cost a third less.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.answers import Written
 from service.parts import Parts
-from service.problems import problem_response
+from service.problems import MEDIA_TYPE, write_problem
 from service.refusals import REFUSALS, problem_of
 
 Handler = Callable[[Parts, bytes, Scope], Awaitable[Written]]
 """From a whole body to an answer."""
+
+_NOTHING: Final[Mapping[str, str]] = {}
 
 
 class FastPath:
@@ -45,16 +48,23 @@ class FastPath:
         try:
             written = await handler(self._state.parts, await _body(receive), scope)
         except REFUSALS as exc:
-            answer = problem_response(Request(scope), problem_of(exc))
-            await answer(scope, receive, send)
-            return
-        body = written.body
-        headers = [
-            (b"content-type", written.media_type.encode()),
-            (b"content-length", b"%d" % len(body)),
-        ]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+            problem = problem_of(exc)
+            refusal = write_problem(problem, scope["state"]["request_id"])
+            await _answer(send, problem.status, refusal.body, MEDIA_TYPE, refusal.headers)
+        else:
+            await _answer(send, 200, written.body, written.media_type)
+
+
+async def _answer(
+    send: Send, status: int, body: bytes, media_type: str, more: Mapping[str, str] = _NOTHING
+) -> None:
+    headers = [
+        (b"content-type", media_type.encode()),
+        (b"content-length", b"%d" % len(body)),
+        *((name.encode(), value.encode()) for name, value in more.items()),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 async def _body(receive: Receive) -> bytes:

@@ -105,6 +105,12 @@ class stage:  # noqa: N801  reads as the function that it replaces
 
 
 @cache
+def requests(route: str, status: int | None) -> Counter:
+    """Return the counter of a route and status: few, what matches no route counts as one."""
+    return REQUESTS.labels(route, str(status))
+
+
+@cache
 def _of_stage(name: str) -> Histogram:
     # Looking a label up costs more than counting.
     return STAGES.labels(name)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from http import HTTPStatus
+from typing import Final, NamedTuple
 
-from fastapi import Request
-from fastapi.responses import JSONResponse
+import orjson
+from fastapi import Request, Response
+
+MEDIA_TYPE: Final = "application/problem+json"
 
 _TYPES = {
     400: "malformed",
@@ -46,20 +49,30 @@ class ProblemError(Exception):
         self.members = dict(members or {})
 
 
-def problem_response(request: Request, problem: ProblemError) -> JSONResponse:
+def problem_response(request: Request, problem: ProblemError) -> Response:
     """Render a problem."""
+    written = write_problem(problem, getattr(request.state, "request_id", None))
+    return Response(written.body, problem.status, written.headers, media_type=MEDIA_TYPE)
+
+
+class WrittenProblem(NamedTuple):
+    """A problem as bytes, and the headers that go with it beside its media type."""
+
+    body: bytes
+    headers: dict[str, str]
+
+
+def write_problem(problem: ProblemError, request_id: str | None) -> WrittenProblem:
+    """Write a problem; when there is too much to do this must cost little."""
     body: dict[str, object] = {
         "type": f"urn:ctr:problem:{_TYPES.get(problem.status, 'http')}",
         "title": HTTPStatus(problem.status).phrase,
         "status": problem.status,
         "detail": problem.detail,
-        "request_id": getattr(request.state, "request_id", None),
+        "request_id": request_id,
         **problem.members,
     }
     if problem.errors:
         body["errors"] = problem.errors
     passing = problem.status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
-    headers = {"Retry-After": "1"} if passing else None
-    return JSONResponse(
-        body, problem.status, headers=headers, media_type="application/problem+json"
-    )
+    return WrittenProblem(orjson.dumps(body), {"retry-after": "1"} if passing else {})

@@ -72,6 +72,8 @@ def main() -> None:
         loop="uvloop",
         http="httptools",
         access_log=False,
+        server_header=False,
+        proxy_headers=False,
         log_level="warning",
     )
 
