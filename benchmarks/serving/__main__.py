@@ -18,6 +18,7 @@ import onnxruntime
 from benchmarks.serving.head import measure_head
 from benchmarks.serving.http import measure_events, measure_http, measure_overload
 from benchmarks.serving.memory import measure_memory
+from benchmarks.serving.peers import measure_peers
 from benchmarks.serving.pictures import draw
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -30,7 +31,8 @@ def parts(options: argparse.Namespace) -> dict[str, Callable[[], Figures]]:
     return {
         "head": lambda: measure_head(rounds=options.rounds),
         "http": lambda: measure_http(**turns),
-        "overload": lambda: measure_overload(seconds=2 * options.seconds),
+        "overload": lambda: measure_overload(**turns),
+        "peers": lambda: measure_peers(**turns),
         "events": lambda: measure_events(**turns),
         "memory": lambda: measure_memory(rounds=options.rounds),
     }

@@ -96,6 +96,17 @@ def measure_head(*, rounds: int) -> tuple[dict[str, float], Runs]:
     return summary, dict(runs)
 
 
+def whole_graph(*, pruned: bool) -> bytes:
+    """Return the network from features to logits as one ONNX graph."""
+    few = {
+        "features": np.zeros((3, SHAPE.history_length, SHAPE.feature_dim), np.float32),
+        "categories": np.zeros((3, SHAPE.history_length), np.int64),
+        "candidates": np.zeros((3, SHAPE.feature_dim), np.float32),
+        "candidate_category": np.zeros(3, np.int64),
+    }
+    return _graph(Whole(make_network(pruned=pruned)), few)
+
+
 def _ratio(runs: Runs, name: str, slow: str, fast: str) -> float:
     pairs = zip(runs[f"{name}_{slow}_us"], runs[f"{name}_{fast}_us"], strict=True)
     return statistics.median(a / b for a, b in pairs)
@@ -122,13 +133,7 @@ def _cases(*, pruned: bool) -> dict[str, Callable[[], object]]:
         blocks = network.profile(torch.from_numpy(embedded[None, :160]), torch.tensor([160]))
     written = _session(AsWritten(network), {"blocks": blocks.blocks[0], "candidates": embedded[:3]})
     history = (features[None, :160], categories[None, :160])
-    few = {
-        "features": np.repeat(history[0], 3, 0),
-        "categories": np.repeat(history[1], 3, 0),
-        "candidates": features[:3],
-        "candidate_category": categories[:3],
-    }
-    whole = _session(Whole(network), few)
+    whole = _one_thread(whole_graph(pruned=pruned))
     whole_inputs = {
         "features": np.repeat(history[0], WHOLE_COUNT, 0),
         "categories": np.repeat(history[1], WHOLE_COUNT, 0),
@@ -173,6 +178,10 @@ def _check(
 
 
 def _session(module: nn.Module, inputs: dict[str, object]) -> ort.InferenceSession:
+    return _one_thread(_graph(module, inputs))
+
+
+def _graph(module: nn.Module, inputs: dict[str, object]) -> bytes:
     arrays = {name: torch.as_tensor(value) for name, value in inputs.items()}
     count = torch.export.Dim.DYNAMIC
     dynamic = {name: None if name in ("blocks", "b") else {0: count} for name in arrays}
@@ -184,7 +193,7 @@ def _session(module: nn.Module, inputs: dict[str, object]) -> ort.InferenceSessi
         )
         assert program is not None  # noqa: S101
         program.save(file)
-    return _one_thread(file.getvalue())
+    return file.getvalue()
 
 
 def _one_thread(graph: bytes) -> ort.InferenceSession:

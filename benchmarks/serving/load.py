@@ -60,6 +60,8 @@ class Connection(asyncio.Protocol):
         self._buffer = bytearray()
         self._wanted = -1
         self._status = 0
+        self._body_at = 0
+        self._chunked = False
         self.transport: asyncio.Transport
         self.started = 0.0
         """When the request in flight was meant to start."""
@@ -83,17 +85,34 @@ class Connection(asyncio.Protocol):
                 return
             head = bytes(self._buffer[:end]).lower()
             self._status = int(head[9:12])
-            at = head.find(b"content-length:")
-            if at < 0:
-                raise SystemExit("an answer without Content-Length cannot be measured")
-            length = head[at + 15 :].split(b"\r\n", 1)[0]
-            self._wanted = end + len(_SEPARATOR) + int(length)
             self._body_at = end + len(_SEPARATOR)
+            at = head.find(b"content-length:")
+            self._chunked = at < 0
+            if self._chunked:
+                # In chunks: the last one is empty.
+                if self._buffer.endswith(b"0\r\n\r\n"):
+                    self._wanted = len(self._buffer)
+            else:
+                length = head[at + 15 :].split(b"\r\n", 1)[0]
+                self._wanted = self._body_at + int(length)
+        if self._wanted < 0:
+            return
         if len(self._buffer) >= self._wanted:
-            self.last_body = bytes(self._buffer[self._body_at : self._wanted])
+            body = bytes(self._buffer[self._body_at : self._wanted])
+            self.last_body = _joined(body) if self._chunked else body
             self._buffer.clear()
             self._wanted = -1
             self._on_answer(self, self._status)
+
+
+def _joined(body: bytes) -> bytes:
+    parts = []
+    while body:
+        size, _, rest = body.partition(b"\r\n")
+        length = int(size.split(b";")[0], 16)
+        parts.append(rest[:length])
+        body = rest[length + 2 :]
+    return b"".join(parts)
 
 
 @dataclass(slots=True)

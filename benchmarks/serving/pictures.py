@@ -67,11 +67,16 @@ def _http(axes: plt.Axes, runs: Runs) -> None:
 
 
 def _overload(axes: plt.Axes, runs: Runs) -> None:
-    axes.plot(runs["load"], runs["goodput_share_of_peak"], "o-", label="goodput / peak")
-    axes.plot(runs["load"], runs["refused_share"], "s--", label="refused share")
+    shares = sorted(float(n.split("_")[0]) for n in runs if n.endswith("_goodput"))
+
+    def line(what: str) -> list[float]:
+        return [_middle(runs, f"{share}_{what}") for share in shares]
+
+    axes.plot(shares, line("goodput"), "o-", label="goodput / peak")
+    axes.plot(shares, line("refused"), "s--", label="refused share")
     axes.set(xlabel="arrivals / peak", ylim=(0, 1.15), title="Beyond what it carries")
     right = axes.twinx()
-    right.plot(runs["load"], [us / 1e3 for us in runs["p99_us"]], "^:", color="C3", label="p99")
+    right.plot(shares, [us / 1e3 for us in line("p99_us")], "^:", color="C3", label="p99")
     right.set(ylabel="ms", ylim=(0, None))
     right.grid(visible=False)
     handles = [axes.get_legend_handles_labels(), right.get_legend_handles_labels()]
