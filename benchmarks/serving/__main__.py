@@ -15,6 +15,7 @@ from pathlib import Path
 
 import onnxruntime
 
+from benchmarks.serving import page
 from benchmarks.serving.head import measure_head
 from benchmarks.serving.http import measure_events, measure_http, measure_overload
 from benchmarks.serving.memory import measure_memory
@@ -66,6 +67,7 @@ def main() -> None:
         summary |= {key: value for key, value in found.items() if math.isfinite(value)}
         path.write_text(json.dumps(dict(sorted(summary.items())), indent=2) + "\n")
     draw(RESULTS)
+    page.write()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import os
 import statistics
 import subprocess
 import sys
-import venv
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -53,6 +52,9 @@ class Peer:
         ready: path that answers 200 once it is up.
         path: that takes requests.
         wrapped: whether bodies go in and out as a string tensor.
+        system_python: whether it needs the system's interpreter: Triton links the system's
+            libpython, and another one's standard library does not fit that.
+        env: variables.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Peer:
     ready: str
     path: str = "/score"
     wrapped: bool = False
+    system_python: bool = False
     env: dict[str, str] = field(default_factory=dict)
 
 
@@ -90,6 +93,7 @@ PEERS = (
         "/v2/models/score/ready",
         path="/v2/models/score/infer",
         wrapped=True,
+        system_python=True,
     ),
     Peer("plain", "", ("python", f"{SERVERS}/plain_server.py", "{port}"), "/health/ready"),
 )
@@ -136,7 +140,11 @@ def _installed(peer: Peer) -> bool:
     if mark.exists():
         return True
     print(f"peers     installing {peer.package} into {place.relative_to(ROOT)}", flush=True)
-    venv.create(place, with_pip=True)
+    python = _system_python() if peer.system_python else sys.executable
+    made = subprocess.run([python, "-m", "venv", str(place)], capture_output=True, check=False)
+    if made.returncode:
+        print(f"peers     {peer.name} left out: {python} makes no environment", flush=True)
+        return False
     pip = [str(place / "bin" / "python"), "-m", "pip", "install", "-q", peer.package, *NEEDED]
     done = subprocess.run(pip, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -144,6 +152,11 @@ def _installed(peer: Peer) -> bool:
         return False
     mark.touch()
     return True
+
+
+def _system_python() -> str:
+    place = Path(f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}")
+    return str(place) if place.exists() else sys.executable
 
 
 @contextmanager
