@@ -27,6 +27,7 @@ _SECONDS: Final = (
     *(0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
 )
 
+WORKERS: Final = Gauge("ctr_workers", "Processes that answer.", multiprocess_mode="livesum")
 REQUESTS: Final = Counter("ctr_requests_total", "Answers by route and status.", ["route", "status"])
 STAGES: Final = Histogram("ctr_stage_seconds", "Seconds by stage.", ["stage"], buckets=_SECONDS)
 CANDIDATES: Final = Counter("ctr_candidates_total", "Candidates asked for.")
