@@ -11,7 +11,9 @@ FROM ${BASE} AS base
 RUN groupadd --gid 10001 ctr \
  && useradd --uid 10001 --gid ctr --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin ctr \
  && install -d -o ctr -g ctr /models /demo
+# ONNX Runtime sends facts about models and devices to its maker unless told not to.
 ENV PATH=/opt/venv/bin:/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin \
+    ORT_DISABLE_TELEMETRY=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1
 WORKDIR /app
