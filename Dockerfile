@@ -40,7 +40,7 @@ FROM base AS training-packages
 ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
 COPY pyproject.toml constraints.txt deploy/image_requirements.py ./
 RUN python -m venv --without-pip /opt/venv \
- && python image_requirements.py training demo bulk --onnxruntime onnxruntime > requirements.txt \
+ && python image_requirements.py training demo --onnxruntime onnxruntime > requirements.txt \
  && pip --python /opt/venv/bin/python install --no-cache-dir --no-compile \
         ${TORCH_INDEX_URL:+--extra-index-url "${TORCH_INDEX_URL}"} -c constraints.txt -r requirements.txt \
  && find /opt/venv -type d -name __pycache__ -prune -exec rm -rf {} +
