@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from typing import Final
 from uuid import uuid4
 
@@ -42,6 +43,7 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        start = time.perf_counter()
         headers = Headers(scope=scope)
         asked = headers.get("x-request-id", "")
         request_id = asked if _REQUEST_ID.fullmatch(asked) else uuid4().hex
@@ -82,6 +84,7 @@ class Edge:
             await problem_response(Request(scope), problem)(scope, receive, answer.send)
         route = getattr(scope.get("route"), "path", "unmatched")
         metrics.REQUESTS.labels(route, str(answer.status)).inc()
+        metrics.REQUEST_SECONDS.labels(route).observe(time.perf_counter() - start)
 
 
 class _Answer:

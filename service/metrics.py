@@ -29,6 +29,12 @@ _SECONDS: Final = (
 
 WORKERS: Final = Gauge("ctr_workers", "Processes that answer.", multiprocess_mode="livesum")
 REQUESTS: Final = Counter("ctr_requests_total", "Answers by route and status.", ["route", "status"])
+REQUEST_SECONDS: Final = Histogram(
+    "ctr_request_seconds",
+    "From the first byte of a request to the last of its answer.",
+    ["route"],
+    buckets=_SECONDS,
+)
 STAGES: Final = Histogram("ctr_stage_seconds", "Seconds by stage.", ["stage"], buckets=_SECONDS)
 CANDIDATES: Final = Counter("ctr_candidates_total", "Candidates asked for.")
 EVENTS: Final = Counter("ctr_events_total", "Events by verdict.", ["verdict"])
