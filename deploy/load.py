@@ -39,6 +39,7 @@ class Counts:
         lost: requests without one when their time was up.
         refused: attempts that found nobody listening; nothing was sent.
         cut: attempts whose connection ended before the answer.
+        slow: attempts without an answer in ten seconds.
         failed: attempts answered with an error.
         clicks: events that were acknowledged.
     """
@@ -47,6 +48,7 @@ class Counts:
     lost: int = 0
     refused: int = 0
     cut: int = 0
+    slow: int = 0
     failed: int = 0
     clicks: int = 0
 
@@ -118,6 +120,8 @@ class Load:
                 self.counts.failed += 1
             except (httpx.ConnectError, httpx.ConnectTimeout):
                 self.counts.refused += 1
+            except httpx.TimeoutException:
+                self.counts.slow += 1
             except httpx.TransportError:
                 self.counts.cut += 1
             await asyncio.sleep(PAUSE_SECONDS)
@@ -160,7 +164,9 @@ async def run(options: argparse.Namespace) -> Counts:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     train, test = read_log(options.data, "train"), read_log(options.data, "test")
     limits = httpx.Limits(max_connections=64)
-    async with httpx.AsyncClient(base_url=options.url, timeout=10.0, limits=limits) as client:
+    # Waiting for a connection is this client's own affair.
+    timeout = httpx.Timeout(10.0, pool=None)
+    async with httpx.AsyncClient(base_url=options.url, timeout=timeout, limits=limits) as client:
         await until_ready(client)
         videos = await put_videos(client, train) + await put_videos(client, test)
         verdicts = await post_clicks(client, train)
@@ -178,7 +184,7 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=20.0, help="visits per second")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="end after as long")
     parser.add_argument(
-        "--patience", type=float, default=30.0, help="seconds after which a request is lost"
+        "--patience", type=float, default=60.0, help="seconds after which a request is lost"
     )
     parser.add_argument("--seed", type=int, default=1, help="of what users do")
     counts = asyncio.run(run(parser.parse_args()))
