@@ -11,7 +11,7 @@ STAMP := .venv/.installed
 DATA ?=
 ONCE ?=
 
-.PHONY: help install check test chaos demo bench-state bench-training format clean
+.PHONY: help install check test chaos demo verify-deploy bench-state bench-training format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 16
@@ -39,6 +39,9 @@ chaos: $(STAMP)  ## kill, cut, stall and fill Redis and the service under load
 
 demo: $(STAMP)  ## train, publish, serve and report; DATA=DIR takes your log, ONCE=1 ends after the report
 	@$(BIN)/python deploy/demo.py --data "$(or $(DATA),none)" $(if $(ONCE),--once)
+
+verify-deploy:  ## build the images, run the compose project and check it; docker or podman
+	deploy/verify.sh
 
 bench-state: $(STAMP)  ## memory and speed of the store, into benchmarks/results
 	$(BIN)/python -m benchmarks.state
