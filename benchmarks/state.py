@@ -32,18 +32,21 @@ import numpy as np
 from model_store import Click
 from service.embedded_redis import find_server
 from service.packed_profile import Origin, pack_profile
-from service.state import NewClick, State
-from service.state.codec import mark, pack_click
-from service.state.keys import user_keys
+from service.state import NewClick, State, Video
+from service.state.codec import META_BYTES, mark, pack_click, pack_video
+from service.state.keys import user_keys, video_key
 
 RESULTS = Path(__file__).parent / "results"
+SCRIPTS = Path(__file__).parents[1] / "service/state/scripts"
 ENCODINGS = Path(__file__).parent / "encodings"
-APPEND = Path(__file__).parents[1] / "service/state/scripts/append.lua"
+APPEND = SCRIPTS / "append.lua"
 CLICKS = 160
 START_MS = 1_700_000_000_000
 PIPELINE = 100
+PROFILE_BYTES, VIDEO_BYTES = 3_778, 1_032
 
 Command = tuple[str | bytes | int, ...]
+Runs = dict[str, list[float]]
 
 
 class Server:
@@ -257,6 +260,74 @@ def profile_memory(redis: Server, users: int) -> tuple[int, float]:
     return len(packed), (redis.used_memory() - before) / users
 
 
+def video_memory(redis: Server, videos: int) -> float:
+    """Return bytes of a stored video of 512 features, as used_memory grows."""
+    features = np.random.default_rng(1).normal(size=512).astype(np.float16)
+    packed = pack_video(Video(3, features))
+    redis.ask("FLUSHALL")
+    before = redis.used_memory()
+    sets = [
+        hiredis.pack_command(("SET", video_key(f"{i:07d}"), packed, "PX", 10**9))
+        for i in range(videos)
+    ]
+    redis.exchange(sets, len(sets))
+    return (redis.used_memory() - before) / videos
+
+
+def paced(redis: Server, calls: Sequence[Command]) -> tuple[float, float]:
+    """Return commands per second of wall time and of Redis' CPU time, pipelined."""
+    packed = [hiredis.pack_command(call) for call in calls]
+    cpu, start = redis.cpu_seconds(), time.perf_counter()
+    for at in range(0, len(packed), PIPELINE):
+        part = packed[at : at + PIPELINE]
+        redis.exchange(part, len(part))
+    wall = time.perf_counter() - start
+    return len(packed) / wall, len(packed) / max(redis.cpu_seconds() - cpu, 1e-3)
+
+
+def score_costs(redis: Server, total: int) -> dict[str, tuple[float, float]]:
+    """Rates of what scores ask: profile and version; history, and a profile anew; videos' rows."""
+    load = Load(500, events=True)
+    redis.ask("FLUSHALL")
+    fill(redis, LIST, load)
+    names = [user_keys(user) for user in load.users()]
+    versions = redis.exchange(
+        [hiredis.pack_command(("GETRANGE", keys.meta, 2, 9)) for keys in names], len(names)
+    )
+    stored = b"\0" * PROFILE_BYTES
+    for keys in names:
+        redis.ask("SET", keys.profile, stored)
+    for number in range(1_000):
+        redis.ask("SET", video_key(f"{number:07d}"), b"\0" * VIDEO_BYTES)
+    read: list[Command] = []
+    computed: list[Command] = []
+    history, store = (_loaded(redis, name) for name in ("history", "store_profile"))
+    for number in range(total):
+        keys, version = names[number % len(names)], versions[number % len(names)]
+        assert isinstance(version, bytes)  # noqa: S101
+        read += [("GETRANGE", keys.meta, 0, META_BYTES - 1), ("GET", keys.profile)]
+        computed += [
+            ("EVALSHA", history, 3, keys.history, keys.meta, keys.lease, 0, ""),
+            ("EVALSHA", store, 3, keys.meta, keys.profile, keys.lease, version, stored, ""),
+        ]
+    rows = [
+        ("MGET", *(video_key(f"{(100 * call + row) % 1_000:07d}") for row in range(100)))
+        for call in range(total // 100)
+    ]
+    scale = {"profile_read": 0.5, "profile_renewed": 0.5, "video_read": 100.0}
+    rates = map(paced, [redis] * 3, (read, computed, rows))
+    return {
+        name: (factor * wall, factor * cpu)
+        for (name, factor), (wall, cpu) in zip(scale.items(), rates, strict=True)
+    }
+
+
+def _loaded(redis: Server, script: str) -> str:
+    name = redis.ask("SCRIPT", "LOAD", (SCRIPTS / f"{script}.lua").read_bytes())
+    assert isinstance(name, bytes)  # noqa: S101
+    return name.decode()
+
+
 def plain(redis: Server, command: Sequence[str], total: int) -> float:
     """Return commands per second by redis-benchmark, pipelined as ours are."""
     told = subprocess.check_output(
@@ -335,7 +406,7 @@ def main() -> None:
     parser.add_argument("--appends", type=int, default=20_000)
     options = parser.parse_args()
     binary = Path(shutil.which("redis-server") or find_server())
-    runs: dict[str, list[float]] = defaultdict(list)
+    runs: Runs = defaultdict(list)
     with server(binary, appendonly=True) as (redis, directory):
         measure(redis, directory, runs, options)
     summary = {name: statistics.median(values) for name, values in runs.items()}
@@ -355,39 +426,55 @@ def main() -> None:
         print(f"{name:36s} {value:14,.1f}" if value >= 10 else f"{name:36s} {value:14.3f}")  # noqa: PLR2004
 
 
-def measure(
-    redis: Server, directory: Path, runs: dict[str, list[float]], options: argparse.Namespace
-) -> None:
-    """Fill ``runs``: memory once, speeds in rounds, one encoding after the other in each."""
-    for encoding in ENCODED:
-        for events in (False, True):
-            name = f"{encoding.name}_bytes_per_user" + ("_with_event_ids" if events else "")
-            runs[name].append(memory(redis, encoding, events=events, users=options.users))
-    packed, kept = profile_memory(redis, options.users)
-    runs["profile_bytes"].append(packed)
-    runs["profile_bytes_per_user"].append(kept)
-    redis.ask("FLUSHALL")
+def measure(redis: Server, directory: Path, runs: Runs, options: argparse.Namespace) -> None:
+    """Fill ``runs``: memory once, speeds in rounds, one thing after the other in each."""
+    measure_memory(redis, runs, users=options.users)
     loads = {encoding.name: Load(options.users, events=True) for encoding in ENCODED}
+    for _ in range(options.rounds):
+        for name, (wall, cpu) in score_costs(redis, options.appends).items():
+            runs[f"{name}_per_s"].append(wall)
+            runs[f"{name}_per_cpu_s"].append(cpu)
+    redis.ask("FLUSHALL")
     for encoding in ENCODED:
         fill(redis, encoding, loads[encoding.name])
     for _ in range(options.rounds):
-        for encoding in ENCODED:
-            for per_call in (1, 10, 100):
-                before = redis.aof_bytes(directory)
-                wall, cpu = appends(
-                    redis, encoding, loads[encoding.name], per_call=per_call, total=options.appends
-                )
-                written = redis.aof_bytes(directory) - before
-                runs[f"{encoding.name}_{per_call}_per_s"].append(wall)
-                runs[f"{encoding.name}_{per_call}_per_cpu_s"].append(cpu)
-                if written > 0:
-                    runs[f"{encoding.name}_{per_call}_aof_bytes"].append(written / options.appends)
+        measure_appends(redis, directory, loads, runs, total=options.appends)
         for name, rate in plain_commands(redis, 5 * options.appends).items():
             runs[f"plain_{name}_per_s"].append(rate)
         for per_call in (1, 10, 100):
             url = f"unix://{redis.path}"
             rate = asyncio.run(through_state(url, per_call, 3_000 if per_call == 1 else 20_000))
             runs[f"state_append_{per_call}_per_s"].append(rate)
+
+
+def measure_memory(redis: Server, runs: Runs, *, users: int) -> None:
+    """Bytes per user and per video."""
+    for encoding in ENCODED:
+        for events in (False, True):
+            name = f"{encoding.name}_bytes_per_user" + ("_with_event_ids" if events else "")
+            runs[name].append(memory(redis, encoding, events=events, users=users))
+    packed, kept = profile_memory(redis, users)
+    runs["profile_bytes"].append(packed)
+    runs["profile_bytes_per_user"].append(kept)
+    runs["video_bytes_per_video"].append(video_memory(redis, 20_000))
+    redis.ask("FLUSHALL")
+
+
+def measure_appends(
+    redis: Server, directory: Path, loads: dict[str, Load], runs: Runs, *, total: int
+) -> None:
+    """Appends per second and bytes of the append-only file, of each encoding."""
+    for encoding in ENCODED:
+        for per_call in (1, 10, 100):
+            before = redis.aof_bytes(directory)
+            wall, cpu = appends(
+                redis, encoding, loads[encoding.name], per_call=per_call, total=total
+            )
+            written = redis.aof_bytes(directory) - before
+            runs[f"{encoding.name}_{per_call}_per_s"].append(wall)
+            runs[f"{encoding.name}_{per_call}_per_cpu_s"].append(cpu)
+            if written > 0:
+                runs[f"{encoding.name}_{per_call}_aof_bytes"].append(written / total)
 
 
 if __name__ == "__main__":

@@ -118,6 +118,31 @@ SERVICE = Dashboard(
             (Line("candidates", "sum(rate(ctr_candidates_total[5m]))"),),
         ),
         Panel(
+            "Candidates in flight",
+            "short",
+            "Candidates being ranked or waiting. Near the limit (20,000 a worker): calls get 429.",
+            (Line("{{instance}}", "sum by (instance) (ctr_candidates_in_flight)"),),
+        ),
+        Panel(
+            "Encoded videos in memory",
+            "percentunit",
+            "Share of the candidates whose encoded video was in memory. Falls after a start or a "
+            "promotion; for long: the memory for rows is too small.",
+            (
+                Line(
+                    "hits",
+                    'sum(rate(ctr_row_cache_total{outcome="hit"}[5m])) '
+                    "/ sum(rate(ctr_row_cache_total[5m]))",
+                ),
+            ),
+        ),
+        Panel(
+            "Rankings past their deadline",
+            "reqps",
+            "Rankings per second that were dropped because their caller no longer waits.",
+            (Line("expired", "sum(rate(ctr_expired_total[5m]))"),),
+        ),
+        Panel(
             "Degraded rankings",
             "reqps",
             "Rankings per second without Redis: last_profile from memory, no_history as for a new "

@@ -12,7 +12,7 @@ from model_store.errors import (
     VersionNotFoundError,
 )
 from model_store.graphs import Golden, Model, click_probabilities
-from model_store.history import Click, FloatArray, IntArray, pad_history, visible_history
+from model_store.history import Click, FloatArray, IntArray, blocks_of, visible_history
 from model_store.manifest import GRAPHS, SCHEMA_VERSION, Layout, Manifest, graph_tensors
 from model_store.store import Draft, ModelStore, OpenVersion
 
@@ -35,8 +35,8 @@ __all__ = [
     "ModelStoreError",
     "OpenVersion",
     "VersionNotFoundError",
+    "blocks_of",
     "click_probabilities",
     "graph_tensors",
-    "pad_history",
     "visible_history",
 ]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from model_store.errors import GoldenMismatchError, GraphInvalidError
-from model_store.history import FloatArray, IntArray, pad_history
+from model_store.history import FloatArray, IntArray, blocks_of
 from model_store.manifest import GRAPHS, Layout, Tensor, graph_tensors
 
 _DTYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
@@ -74,17 +74,21 @@ class Model:
         return self._run("video_encoder", features=features, category=categories)
 
     def profiles(self, history_rows: FloatArray, history_lengths: IntArray) -> FloatArray:
-        """Profile users: padded rows [U, L, R], lengths [U] -> [U, B, P]."""
+        """Profile users: rows in blocks [U, K, S, R], lengths [U] -> [U, K, P].
+
+        A user whose clicks fill less than K blocks may have the others cut off.
+        """
         return self._run("user_profile", history_rows=history_rows, history_length=history_lengths)
 
     def profile(self, rows: FloatArray) -> FloatArray:
-        """Profile one user from the rows of the history, oldest first: [n, R] -> [B, P]."""
-        padded = pad_history(rows, self.layout.history_length)
-        return self.profiles(padded[None], np.array([len(rows)], np.int64))[0]
+        """Profile one user from the rows of the history, oldest first: [n, R] -> [K, P]."""
+        blocks = blocks_of(rows, self.layout.block_size, self.layout.filled_blocks(len(rows)))
+        return self.profiles(blocks[None], np.array([len(rows)], np.int64))[0]
 
     def logits(self, profile: FloatArray, candidate_rows: FloatArray) -> FloatArray:
-        """Score candidates for one user: profile [B, P], rows [N, R] -> logits [N]."""
-        return self._run("score_head", user_profile=profile, candidate_rows=candidate_rows)
+        """Score candidates for one user: profile [K, P], rows [N, C or R] -> logits [N]."""
+        rows = np.ascontiguousarray(candidate_rows[:, : self.layout.candidate_dim])
+        return self._run("score_head", user_profile=profile, candidate_rows=rows)
 
     def prove(self, golden: Golden, *, tolerance: float) -> float:
         """Replay golden cases and return the largest deviation of a logit.

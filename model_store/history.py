@@ -56,24 +56,26 @@ def visible_history(
     return ordered[max(0, len(ordered) - length) :]
 
 
-def pad_history(rows: FloatArray, history_length: int) -> FloatArray:
-    """Pad one user's rows with zeros at the end, so that blocks fill oldest first.
+def blocks_of(rows: FloatArray, block_size: int, blocks: int) -> FloatArray:
+    """Cut one user's rows into blocks, oldest first, the last one padded with zeros at its end.
 
     Args:
-        rows: [n, R], oldest first, n at most ``history_length``.
-        history_length: clicks in all blocks together.
+        rows: [n, R], oldest first, n at most ``blocks`` x ``block_size``.
+        block_size: S, clicks per block.
+        blocks: K.
 
     Returns:
-        [history_length, R].
+        [K, S, R].
 
     Raises:
-        ValueError: more rows than ``history_length``.
+        ValueError: more rows than there is room for.
     """
     count, width = rows.shape
-    if count > history_length:
+    if count > blocks * block_size:
         raise ValueError(
-            f"{count} clicks given, the model sees {history_length}: cut with visible_history first"
+            f"{count} clicks given, {blocks} blocks of {block_size} hold {blocks * block_size}: "
+            "cut with visible_history first"
         )
-    padded = np.zeros((history_length, width), np.float32)
+    padded = np.zeros((blocks * block_size, width), np.float32)
     padded[:count] = rows
-    return padded
+    return padded.reshape(blocks, block_size, width)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from model_store.errors import ManifestInvalidError
 
@@ -25,6 +25,7 @@ class Layout(BaseModel):
         num_blocks: B, temporal blocks of a history.
         block_size: clicks per block; B x block_size clicks are visible.
         row_dim: R, width of what the video encoder makes of a video; opaque to the service.
+        candidate_dim: C, leading part of a row that the head takes of a candidate, at most R.
         profile_dim: P, width of a block in a user profile; opaque to the service.
     """
 
@@ -35,12 +36,23 @@ class Layout(BaseModel):
     num_blocks: _Positive
     block_size: _Positive
     row_dim: _Positive
+    candidate_dim: _Positive
     profile_dim: _Positive
+
+    @model_validator(mode="after")
+    def _check(self) -> Layout:
+        if self.candidate_dim > self.row_dim:
+            raise ValueError(f"candidate_dim {self.candidate_dim} is above row_dim {self.row_dim}")
+        return self
 
     @property
     def history_length(self) -> int:
         """Clicks that a model of this layout sees at most."""
         return self.num_blocks * self.block_size
+
+    def filled_blocks(self, clicks: int) -> int:
+        """Blocks that hold a click, at least 1: what a profile is computed and kept for."""
+        return max(1, -(-clicks // self.block_size))
 
 
 class Tensor(BaseModel):
@@ -82,10 +94,12 @@ class Manifest(BaseModel):
 def graph_tensors(layout: Layout) -> dict[str, Graph]:
     """Return the tensors that the three graphs of a layout must have (the treaty itself).
 
-    N videos or candidates, U users, F, B, R, P as in :class:`Layout`, L = history_length.
+    N videos or candidates, U users, F, R, C, P as in :class:`Layout`, K the blocks that hold clicks,
+    1 to num_blocks: blocks without a click are left out, a user without any has one of zeros.
     """
     rows: tuple[int | str, ...] = ("N", layout.row_dim)
-    profile: tuple[int | str, ...] = (layout.num_blocks, layout.profile_dim)
+    candidates: tuple[int | str, ...] = ("N", layout.candidate_dim)
+    profile: tuple[int | str, ...] = ("K", layout.profile_dim)
     f32: Literal["float32"] = "float32"
     return {
         "video_encoder": Graph(
@@ -100,7 +114,7 @@ def graph_tensors(layout: Layout) -> dict[str, Graph]:
                 Tensor(
                     name="history_rows",
                     dtype=f32,
-                    shape=("U", layout.history_length, layout.row_dim),
+                    shape=("U", "K", layout.block_size, layout.row_dim),
                 ),
                 Tensor(name="history_length", dtype="int64", shape=("U",)),
             ),
@@ -109,7 +123,7 @@ def graph_tensors(layout: Layout) -> dict[str, Graph]:
         "score_head": Graph(
             inputs=(
                 Tensor(name="user_profile", dtype=f32, shape=profile),
-                Tensor(name="candidate_rows", dtype=f32, shape=rows),
+                Tensor(name="candidate_rows", dtype=f32, shape=candidates),
             ),
             outputs=(Tensor(name="logit", dtype=f32, shape=("N",)),),
         ),

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, Final
 
+import orjson
 from fastapi import Response
 
 from service import bodies
 from service.problems import ProblemError
 
 PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
-    status: {"model": bodies.ProblemOut} for status in (400, 404, 409, 413, 415, 422, 503)
+    status: {"model": bodies.ProblemOut} for status in (400, 404, 409, 413, 415, 422, 429, 503, 504)
 }
 
 
 def json_answer(body: object) -> Response:
     """Answer with JSON."""
-    text = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return Response(text, media_type="application/json")
+    return Response(orjson.dumps(body), media_type="application/json")
 
 
 def check_limit(what: str, count: int, limit: int) -> None:

@@ -5,22 +5,23 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from typing import Annotated, Final
 
-import numpy as np
-from fastapi import APIRouter, Depends, Request, Response
+import orjson
+from fastapi import APIRouter, Request, Response
+from starlette.datastructures import Headers
+from starlette.types import Scope
 
-from model_store import FloatArray, ModelStoreError
+from model_store import ModelStoreError
 from service import bodies, metrics
+from service.admission import OverloadedError
 from service.answers import PROBLEMS, check_limit, json_answer
-from service.event_body import EVENTS_SCHEMA, events_body
+from service.event_body import EVENTS_SCHEMA, parse_events
 from service.live_model import NoModelError
-from service.parts import PartsOf
+from service.parts import Parts, PartsOf
 from service.problems import ProblemError
-from service.scoring import Candidate, FeatureWidthError, HistoryBehindError, Ranking, Wishes
-from service.state import StateDownError, Video
-
-_FLOAT32_LIMIT: Final = float(np.finfo(np.float32).max)
+from service.score_body import SCORE_SCHEMA, ScoreRequest, parse_score
+from service.scoring import Candidates, FeatureWidthError, HistoryBehindError, Ranking, Wishes
+from service.state import StateDownError
 
 router = APIRouter(responses=PROBLEMS)
 
@@ -31,12 +32,18 @@ router = APIRouter(responses=PROBLEMS)
     response_model_exclude_none=True,
     openapi_extra={"requestBody": EVENTS_SCHEMA},
 )
-async def post_events(
-    events: Annotated[list[object], Depends(events_body)], parts: PartsOf
-) -> Response:
+async def post_events(request: Request, parts: PartsOf) -> Response:
     """Append clicks. Once this answers, every score reflects them; repeating it is safe."""
-    check_limit("events", len(events), parts.settings.max_events)
-    verdicts, users = await parts.events.record(events)
+    answer = await events(parts, await request.body(), request.scope)
+    return Response(answer, media_type="application/json")
+
+
+async def events(parts: Parts, raw: bytes, scope: Scope) -> bytes:
+    """Answer ``POST /events``."""
+    content_type = Headers(scope=scope).get("content-type", "application/json")
+    given = parse_events(content_type, raw)
+    check_limit("events", len(given), parts.settings.max_events)
+    verdicts, users = await parts.events.record(given)
     if verdicts and all(verdict.status == "invalid" for verdict in verdicts):
         faults = [
             {"pointer": f"/events/{index}", "detail": str(verdict.reason)}
@@ -55,28 +62,34 @@ async def post_events(
         user: {"history_version": position.version, "history_length": position.length}
         for user, position in users.items()
     }
-    return json_answer({"results": results, "users": standing})
+    return orjson.dumps({"results": results, "users": standing})
 
 
-@router.post("/score", response_model=bodies.ScoreOut, response_model_exclude_none=True)
-async def post_score(body: bodies.ScoreIn, request: Request, parts: PartsOf) -> Response:
+@router.post(
+    "/score",
+    response_model=bodies.ScoreOut,
+    response_model_exclude_none=True,
+    openapi_extra={"requestBody": SCORE_SCHEMA},
+)
+async def post_score(request: Request, parts: PartsOf) -> Response:
     """Rank candidates by the probability that this user clicks them."""
+    answer = await score(parts, await request.body(), request.scope)
+    return Response(answer, media_type="application/json")
+
+
+async def score(parts: Parts, raw: bytes, scope: Scope) -> bytes:
+    """Answer ``POST /score``."""
     start = time.perf_counter()
-    check_limit("candidates", len(body.candidates), parts.settings.max_candidates)
-    candidates = _candidates(body.candidates)
-    try:
-        wishes = Wishes(body.top_k, body.min_history_version, body.strict)
-        ranking = await parts.scoring.rank(body.user_id, candidates, wishes)
-    except HistoryBehindError as exc:
-        members = {"history_version": exc.version}
-        raise ProblemError(409, str(exc), members=members) from None
-    except FeatureWidthError as exc:
-        fault = {"pointer": f"/candidates/{exc.index}/features", "detail": str(exc)}
-        raise ProblemError(422, f"candidate {exc.index}: {exc}", errors=[fault]) from None
-    answer = _score_answer(ranking)
-    answer["request_id"] = request.state.request_id
+    if parts.admission.full:
+        # Not even read: to refuse must cost little when there is too much to do.
+        raise OverloadedError("too many candidates are being ranked already: try again")
+    asked = parse_score(raw)
+    check_limit("candidates", len(asked.video_ids), parts.settings.max_candidates)
+    ranking = await _ranking(parts, asked)
+    answer = score_answer(ranking, asked.video_ids)
+    answer["request_id"] = scope["state"]["request_id"]
     answer["took_ms"] = round((time.perf_counter() - start) * 1e3, 3)
-    return json_answer(answer)
+    return orjson.dumps(answer)
 
 
 @router.get("/models", response_model=bodies.ModelsOut)
@@ -124,37 +137,33 @@ async def get_metrics() -> Response:
     return Response(text, media_type=metrics.CONTENT_TYPE)
 
 
-def _candidates(given: Sequence[bodies.CandidateIn]) -> list[Candidate]:
-    candidates = []
-    for index, candidate in enumerate(given):
-        if candidate.features is None or candidate.category is None:
-            candidates.append(Candidate(candidate.video_id))
-            continue
-        video = Video(candidate.category, _float32(candidate.features, index))
-        candidates.append(Candidate(candidate.video_id, video))
-    return candidates
+async def _ranking(parts: Parts, asked: ScoreRequest) -> Ranking:
+    seconds = None if asked.timeout_ms is None else asked.timeout_ms / 1e3
+    wishes = Wishes(asked.top_k, asked.min_history_version, seconds, asked.strict)
+    try:
+        return await parts.scoring.rank(
+            asked.user_id, Candidates(asked.video_ids, asked.inline), wishes
+        )
+    except HistoryBehindError as exc:
+        members = {"history_version": exc.version}
+        raise ProblemError(409, str(exc), members=members) from None
+    except FeatureWidthError as exc:
+        fault = {"pointer": f"/candidates/{exc.index}/features", "detail": str(exc)}
+        raise ProblemError(422, f"candidate {exc.index}: {exc}", errors=[fault]) from None
 
 
-def _float32(values: Sequence[float], index: int) -> FloatArray:
-    features = np.array(values, np.float64)
-    if features.size and np.abs(features).max() > _FLOAT32_LIMIT:
-        fault = {"pointer": f"/candidates/{index}/features", "detail": "a value is beyond float32"}
-        raise ProblemError(422, f"candidate {index}: a feature is beyond float32", errors=[fault])
-    return features.astype(np.float32)
-
-
-def _score_answer(ranking: Ranking) -> dict[str, object]:
-    results: list[dict[str, object]] = []
-    for row in ranking.rows:
-        result: dict[str, object] = {
-            "video_id": row.video_id,
-            "index": row.index,
-            "rank": row.rank,
-            "score": row.score,
-        }
-        if row.reason is not None:
-            result["reason"] = row.reason
-        results.append(result)
+def score_answer(ranking: Ranking, video_ids: Sequence[str]) -> dict[str, object]:
+    """Write a ranking as callers read it."""
+    results: list[dict[str, object]] = [
+        {"video_id": video_ids[place], "index": place, "rank": rank, "score": score}
+        for rank, (place, score) in enumerate(
+            zip(ranking.places, ranking.scores, strict=True), start=1
+        )
+    ]
+    results += [
+        {"video_id": video_ids[p], "index": p, "rank": None, "score": None, "reason": reason}
+        for p, reason in ranking.unranked
+    ]
     answer: dict[str, object] = {
         "model": {"name": ranking.model_name, "version": ranking.model_version},
         "history": {"length": ranking.history.length, "version": ranking.history.version},

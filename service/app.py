@@ -9,23 +9,26 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
 
 from model_store import ModelStore, ModelStoreError
 from service import api, metrics, user_api, video_api
+from service.admission import Admission
 from service.background import Background
 from service.changes import Changes
 from service.edge import Edge
 from service.events import Events
-from service.live_model import LiveModel, NoModelError
+from service.fast_path import FastPath
+from service.live_model import LiveModel
 from service.logs import configure_logs
 from service.parts import Parts
-from service.problems import ProblemError, problem_response
+from service.problems import problem_response
 from service.profiles import Profiles
+from service.refusals import REFUSALS, problem_of
 from service.scoring import Scoring
 from service.settings import Settings
-from service.state import State, StateDownError, StateFullError
+from service.state import State, StateDownError
 
 _CANCEL_SECONDS = 0.2
 
@@ -36,7 +39,7 @@ class SettingsError(Exception):
     """The settings do not suffice for an app."""
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings) -> ASGIApp:
     """Make the app.
 
     Raises:
@@ -57,19 +60,13 @@ def create_app(settings: Settings) -> FastAPI:
     )
     for routes in (api, video_api, user_api):
         app.include_router(routes.router)
-    app.add_middleware(Edge, max_body_bytes=settings.max_body_bytes)
-    for error in (
-        ProblemError,
-        StateDownError,
-        NoModelError,
-        HTTPException,
-        RequestValidationError,
-    ):
+    for error in REFUSALS:
         app.add_exception_handler(error, _answer_problem)
-    return app
+    fast = FastPath(app, {"/score": api.score, "/events": api.events})
+    return Edge(fast, max_body_bytes=settings.max_body_bytes)
 
 
-def create_app_from_env() -> FastAPI:
+def create_app_from_env() -> ASGIApp:
     """Make the app from the environment: what every worker process calls."""
     settings = Settings()  # type: ignore[call-arg]  # from the environment
     configure_logs(settings.log_level)
@@ -108,15 +105,22 @@ def _wired(settings: Settings, state: State, live: LiveModel, *, executor: Execu
         state,
         changes,
         executor=executor,
-        # One call's candidates must fit beside another's.
-        cached_rows=max(settings.cached_rows, 2 * settings.max_candidates),
+        row_cache_bytes=settings.row_cache_mb * 2**20,
         last_profiles=settings.last_profiles,
     )
-    scoring = Scoring(state, live, profiles=profiles, executor=executor, threads=settings.threads)
+    admission = Admission(settings.max_candidates_in_flight)
+    scoring = Scoring(
+        state,
+        live,
+        profiles=profiles,
+        executor=executor,
+        admission=admission,
+        timeout_seconds=settings.score_timeout_ms / 1e3,
+    )
     background = Background(
         profiles,
         live,
-        busy=lambda: scoring.busy,
+        busy=lambda: 4 * admission.rows > settings.max_candidates_in_flight,
         queue_size=settings.profile_queue,
         patience_seconds=settings.profile_patience_seconds,
     )
@@ -128,6 +132,7 @@ def _wired(settings: Settings, state: State, live: LiveModel, *, executor: Execu
         changes=changes,
         profiles=profiles,
         background=background,
+        admission=admission,
         scoring=scoring,
         events=Events(state, background, future_tolerance_seconds=tolerance),
     )
@@ -151,43 +156,7 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
 
 
 async def _answer_problem(request: Request, error: Exception) -> Response:
-    answer = problem_response(request, _problem(error))
+    answer = problem_response(request, problem_of(error))
     if isinstance(error, HTTPException):
         answer.headers.update(error.headers or {})
     return answer
-
-
-def _problem(error: Exception) -> ProblemError:
-    match error:
-        case ProblemError():
-            return error
-        case RequestValidationError():
-            return _validation_problem(error)
-        case HTTPException():
-            return ProblemError(error.status_code, str(error.detail))
-        case StateFullError():
-            _log.error("%s", error)
-            return ProblemError(
-                503, "Redis is full and takes nothing new, what was acknowledged is safe: try later"
-            )
-        case StateDownError():
-            _log.error("%s", error)
-            return ProblemError(
-                503, "Redis does not answer, what was acknowledged is safe: try again"
-            )
-        case _:
-            return ProblemError(503, str(error))
-
-
-def _validation_problem(error: RequestValidationError) -> ProblemError:
-    found = error.errors()
-    if any(fault["type"] == "json_invalid" for fault in found):
-        return ProblemError(400, "the body is not JSON")
-    faults = [
-        {
-            "pointer": "/" + "/".join(map(str, f["loc"][1:])),
-            "detail": f["msg"].removeprefix("Value error, "),
-        }
-        for f in found[:20]
-    ]
-    return ProblemError(422, f"{len(found)} things are wrong with the request", errors=faults)

@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-_ID_BYTES: Final = 256
+ID_BYTES: Final = 256
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _EARLIEST_MS: Final = 946_684_800_000  # 2000-01-01
 _LATEST_MS: Final = 253_402_300_799_999  # 9999-12-31
@@ -35,8 +35,8 @@ def identifier_fault(value: str) -> str | None:
         size = len(value.encode())
     except UnicodeEncodeError:
         return "an id must be valid Unicode"
-    if not 1 <= size <= _ID_BYTES:
-        return f"an id has 1 to {_ID_BYTES} bytes, this one has {size}"
+    if not 1 <= size <= ID_BYTES:
+        return f"an id has 1 to {ID_BYTES} bytes, this one has {size}"
     if not value.isprintable() and any(unicodedata.category(c) == "Cc" for c in value):
         return "an id has no control characters"
     return None
@@ -149,6 +149,7 @@ class ScoreIn(_Body):
     candidates: Annotated[list[CandidateIn], Field(min_length=1)]
     top_k: Annotated[int, Strict(), Field(ge=1)] | None = None
     min_history_version: Annotated[int, Strict(), Field(ge=0)] = 0
+    timeout_ms: Annotated[int, Strict(), Field(ge=1)] | None = None
     strict: Annotated[bool, Strict()] = False
 
 

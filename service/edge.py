@@ -82,7 +82,7 @@ class Edge:
             limit = self._max_body_bytes
             problem = ProblemError(413, f"the body is longer than {limit} bytes: split the call")
             await problem_response(Request(scope), problem)(scope, receive, answer.send)
-        route = getattr(scope.get("route"), "path", "unmatched")
+        route = scope.get("route_path") or getattr(scope.get("route"), "path", "unmatched")
         metrics.REQUESTS.labels(route, str(answer.status)).inc()
         metrics.REQUEST_SECONDS.labels(route).observe(time.perf_counter() - start)
 

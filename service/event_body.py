@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
-from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
@@ -23,16 +22,14 @@ EVENTS_SCHEMA: Final[dict[str, Any]] = {
 }
 
 
-async def events_body(request: Request) -> list[object]:
-    """Read the events of a request; each is judged later.
+def parse_events(content_type: str, raw: bytes) -> list[object]:
+    """Read the events of a body; each is judged later.
 
     Raises:
         ProblemError: 400 not JSON, 415 another content type.
         RequestValidationError: JSON, but not of the form.
     """
-    content_type = request.headers.get("content-type", "application/json")
     kind = content_type.partition(";")[0].strip().lower()
-    raw = await request.body()
     if kind in _LINES:
         return _lines(raw)
     if kind == "application/json" or kind.endswith("+json"):

@@ -37,6 +37,18 @@ REQUEST_SECONDS: Final = Histogram(
 )
 STAGES: Final = Histogram("ctr_stage_seconds", "Seconds by stage.", ["stage"], buckets=_SECONDS)
 CANDIDATES: Final = Counter("ctr_candidates_total", "Candidates asked for.")
+ROWS: Final = Counter(
+    "ctr_row_cache_total", "Encoded videos by whether they were in memory.", ["outcome"]
+)
+CACHED_ROWS: Final = Gauge(
+    "ctr_cached_rows", "Encoded videos in memory.", multiprocess_mode="livesum"
+)
+ROWS_IN_FLIGHT: Final = Gauge(
+    "ctr_candidates_in_flight",
+    "Candidates being ranked, or waiting to be.",
+    multiprocess_mode="livesum",
+)
+EXPIRED: Final = Counter("ctr_expired_total", "Rankings whose deadline passed.")
 EVENTS: Final = Counter("ctr_events_total", "Events by verdict.", ["verdict"])
 PROFILES: Final = Counter(
     "ctr_profile_cache_total", "Profiles by where they came from.", ["outcome"]

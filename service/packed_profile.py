@@ -50,7 +50,7 @@ def rounded(array: FloatArray) -> FloatArray:
 
 
 def pack_profile(array: FloatArray, origin: Origin) -> bytes:
-    """Write a rounded profile [B, P]."""
+    """Write a rounded profile [K, P]."""
     name = origin.model_version.encode()
     missing = "\n".join(origin.missing).encode()
     header = _HEADER.pack(
@@ -87,11 +87,12 @@ def read_origin(packed: bytes | None) -> Origin | None:
 
 
 def read_array(packed: bytes, opened: OpenVersion) -> FloatArray | None:
-    """Read the numbers [B, P]; ``None`` where they are not as many as the model has."""
+    """Read the numbers [K, P]; ``None`` where they are not such as the model has."""
     layout = opened.manifest.layout
-    size = layout.num_blocks * layout.profile_dim
-    if _HEADER.unpack_from(packed)[-1] != size:
+    size = _HEADER.unpack_from(packed)[-1]
+    blocks, rest = divmod(size, layout.profile_dim)
+    if rest or not 1 <= blocks <= layout.num_blocks:
         return None
     numbers = np.zeros((size, 4), np.uint8)
     numbers[:, 1:] = np.frombuffer(packed, np.uint8, offset=len(packed) - 3 * size).reshape(-1, 3)
-    return numbers.view("<f4").astype(np.float32).reshape(layout.num_blocks, layout.profile_dim)
+    return numbers.view("<f4").astype(np.float32).reshape(blocks, layout.profile_dim)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from service.admission import Admission
 from service.background import Background
 from service.changes import Changes
 from service.events import Events
@@ -27,6 +28,7 @@ class Parts:
     changes: Changes
     profiles: Profiles
     background: Background
+    admission: Admission
     scoring: Scoring
     events: Events
 

@@ -58,7 +58,8 @@ def problem_response(request: Request, problem: ProblemError) -> JSONResponse:
     }
     if problem.errors:
         body["errors"] = problem.errors
-    headers = {"Retry-After": "1"} if problem.status == HTTPStatus.SERVICE_UNAVAILABLE else None
+    passing = problem.status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+    headers = {"Retry-After": "1"} if passing else None
     return JSONResponse(
         body, problem.status, headers=headers, media_type="application/problem+json"
     )

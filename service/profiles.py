@@ -23,11 +23,11 @@ from uuid import uuid4
 
 import numpy as np
 
-from model_store import FloatArray, OpenVersion, pad_history
+from model_store import FloatArray, OpenVersion, blocks_of
 from service import metrics
 from service.changes import Changes, fingerprint
 from service.packed_profile import Origin, pack_profile, read_array, read_origin, rounded
-from service.rows import RowCache, encode, resolve
+from service.rows import RowCache, encode, gather, resolve
 from service.state import (
     History,
     Meta,
@@ -52,7 +52,7 @@ class Profile:
     """A user as one model version sees them.
 
     Attributes:
-        array: [B, P].
+        array: [K, P], of the K blocks that hold clicks, at least one.
         position: the history it was computed from.
     """
 
@@ -72,7 +72,7 @@ class Profiles:
         state: where histories and profiles are.
         changes: says which videos changed.
         executor: threads for model runs.
-        cached_rows: encoded videos kept.
+        row_cache_bytes: memory for encoded videos.
         last_profiles: users whose last profile is kept in memory, for when Redis is gone.
     """
 
@@ -82,13 +82,13 @@ class Profiles:
         changes: Changes,
         *,
         executor: Executor,
-        cached_rows: int,
+        row_cache_bytes: int,
         last_profiles: int,
     ) -> None:
         self._state = state
         self._changes = changes
         self._executor = executor
-        self._cached_rows = cached_rows
+        self._row_cache_bytes = row_cache_bytes
         self._cache: RowCache | None = None
         self._empty: tuple[OpenVersion, FloatArray] | None = None
         self._flights: dict[tuple[str, str, int], asyncio.Task[Profile]] = {}
@@ -101,7 +101,7 @@ class Profiles:
     def rows(self, opened: OpenVersion) -> RowCache:
         """Return the row cache of a version; the one of the version before is let go."""
         if self._cache is None or self._cache.opened is not opened:
-            self._cache = RowCache(opened, self._cached_rows)
+            self._cache = RowCache(opened, self._row_cache_bytes)
         return self._cache
 
     async def profile(self, opened: OpenVersion, user_id: str, view: View) -> Profile:
@@ -127,7 +127,7 @@ class Profiles:
         return profile if version == opened.manifest.version else None
 
     async def empty(self, opened: OpenVersion) -> FloatArray:
-        """Return the profile [B, P] of a user without clicks."""
+        """Return the profile [1, P] of a user without clicks."""
         if self._empty is None or self._empty[0] is not opened:
             nothing = np.zeros((0, opened.manifest.layout.row_dim), np.float32)
             loop = asyncio.get_running_loop()
@@ -247,18 +247,17 @@ class Profiles:
     ) -> tuple[list[FloatArray], list[list[str]]]:
         cache = self.rows(opened)
         video_ids = list({c.video_id for h in histories for c in h.clicks})
-        resolved = await resolve(cache, video_ids, self._videos)
         loop = asyncio.get_running_loop()
-        fresh = resolved.fresh
-        rows = await loop.run_in_executor(self._executor, encode, opened, list(fresh.values()))
-        encoded = dict(zip(fresh, rows, strict=True))
-        cache.put(encoded, generation=resolved.generation)
-        table, known = resolved.complete(encoded)
-        place = {video_id: i for i, video_id in enumerate(video_ids) if known[i]}
-        clicked = [[place.get(c.video_id, -1) for c in h.clicks] for h in histories]
-        arrays = await loop.run_in_executor(self._executor, _profiles, opened, table, clicked)
+        with cache.pinned():
+            resolved = await resolve(cache, video_ids, self._videos)
+            slots = dict(zip(video_ids, resolved.slots.tolist(), strict=True))
+            seen = [[slots[c.video_id] for c in h.clicks] for h in histories]
+            arrays, rows = await loop.run_in_executor(
+                self._executor, _profiles, opened, cache.table, list(resolved.fresh.values()), seen
+            )
+        cache.put(dict(zip(resolved.fresh, rows, strict=True)), generation=resolved.generation)
         missing = [
-            sorted({c.video_id for c in h.clicks if c.video_id not in place}) for h in histories
+            sorted({c.video_id for c in h.clicks if slots[c.video_id] == -1}) for h in histories
         ]
         return arrays, missing
 
@@ -289,13 +288,22 @@ class Profiles:
 
 
 def _profiles(
-    opened: OpenVersion, table: FloatArray, clicked: Iterable[Sequence[int]]
-) -> list[FloatArray]:
-    """Profile users [B, P] each, by the places of their known clicks in ``table``; -1 = unknown."""
+    opened: OpenVersion,
+    table: FloatArray,
+    new: Sequence[Video],
+    clicked: Iterable[Sequence[int]],
+) -> tuple[list[FloatArray], FloatArray]:
+    """Profile users [K, P] each, by the slots of their clicks; and the rows of what is new."""
+    rows = encode(opened, new)
     length = opened.manifest.layout.history_length
-    seen = [[place for place in places if place >= 0][-length:] for places in clicked]
+    seen = [np.array([slot for slot in slots if slot != -1][-length:], int) for slots in clicked]
     if not seen:
-        return []
-    rows = np.stack([pad_history(table[places], length) for places in seen])
-    lengths = np.array([len(places) for places in seen], np.int64)
-    return list(rounded(opened.model.profiles(rows, lengths)))
+        return [], rows
+    layout = opened.manifest.layout
+    filled = [layout.filled_blocks(len(slots)) for slots in seen]
+    histories = np.stack(
+        [blocks_of(gather(table, rows, slots), layout.block_size, max(filled)) for slots in seen]
+    )
+    lengths = np.array([len(slots) for slots in seen], np.int64)
+    arrays = rounded(opened.model.profiles(histories, lengths))
+    return [array[:blocks] for array, blocks in zip(arrays, filled, strict=True)], rows

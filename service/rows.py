@@ -6,20 +6,26 @@ that was read before that moment and arrives after it is not kept.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count, repeat
 from typing import Final, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from model_store import FloatArray, Layout, OpenVersion
+from service import metrics
 from service.state import Video
 
-BoolArray = npt.NDArray[np.bool_]
+SlotArray = npt.NDArray[np.int64]
+"""[N] where a row is: 0 and above in the cache, -1 nowhere, -2 - i in place i of what is new."""
 
 _DROPS_REMEMBERED: Final = 100_000
+_SAMPLE: Final = 2_048
+_EVICTED_SHARE: Final = 8
 
 
 class Read(Protocol):
@@ -36,98 +42,141 @@ ReadT = TypeVar("ReadT", bound=Read)
 class RowCache:
     """Rows of the videos used last, for one version. Not for several threads.
 
+    A reader that hands slots to another thread pins them: a pinned slot may be dropped, but its
+    bytes stay as they are until the reader is done.
+
     Args:
         opened: the version that encodes.
-        capacity: rows kept.
+        capacity_bytes: of rows kept, at least one row.
     """
 
-    def __init__(self, opened: OpenVersion, capacity: int) -> None:
+    def __init__(self, opened: OpenVersion, capacity_bytes: int) -> None:
         self.opened = opened
         self.generation = 0
         """Rises with every drop."""
-        self._capacity = capacity
+        width = opened.manifest.layout.row_dim
+        self.capacity = max(1, capacity_bytes // (4 * width))
+        """How many rows there is room for."""
         # Memory is touched only where rows are written.
-        self._table = np.empty((capacity, opened.manifest.layout.row_dim), np.float32)
-        self._slots: OrderedDict[str, int] = OrderedDict()
-        self._free: list[int] = []
+        self.table: FloatArray = np.empty((self.capacity, width), np.float32)
+        """[capacity, R]"""
+        self._used = np.zeros(self.capacity, np.int64)
+        self._owners: list[str | None] = []
+        self._slots: dict[str, int] = {}
+        self._free: deque[tuple[int, int]] = deque()
+        self._ticks = count(1)
+        self._pins: dict[int, None] = {}
         self._dropped: dict[str, int] = {}
         self._all_dropped = 0
+        self._rng = np.random.default_rng(0)
 
-    def gather(self, video_ids: Sequence[str]) -> tuple[FloatArray, BoolArray]:
-        """Copy rows [N, R] and say which of them were here [N]; the others are zeros."""
-        rows = np.zeros((len(video_ids), self._table.shape[1]), np.float32)
-        slots = np.array([self._slots.get(video_id, -1) for video_id in video_ids], np.int64)
-        found: BoolArray = slots >= 0
-        rows[found] = self._table[slots[found]]
-        for video_id in video_ids:
-            if video_id in self._slots:
-                self._slots.move_to_end(video_id)
-        return rows, found
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def look_up(self, video_ids: Sequence[str]) -> SlotArray:
+        """Return the slots of videos [N], -1 for what is not here; those here count as used."""
+        slots = np.fromiter(
+            map(self._slots.get, video_ids, repeat(-1)), np.int64, count=len(video_ids)
+        )
+        self._used[slots[slots >= 0]] = next(self._ticks)
+        return slots
+
+    @contextmanager
+    def pinned(self) -> Iterator[None]:
+        """Keep the bytes of slots that are looked up in here until it is left."""
+        tick = next(self._ticks)
+        self._pins[tick] = None
+        try:
+            yield
+        finally:
+            del self._pins[tick]
 
     def drop(self, video_ids: Sequence[str] | None) -> None:
         """Forget rows; ``None`` forgets all."""
         self.generation += 1
         if video_ids is None or len(self._dropped) > _DROPS_REMEMBERED:
-            self._slots.clear()
-            self._free.clear()
             self._dropped.clear()
             self._all_dropped = self.generation
-            return
+            video_ids = list(self._slots)
+        else:
+            self._dropped.update(zip(video_ids, repeat(self.generation)))
         for video_id in video_ids:
-            self._dropped[video_id] = self.generation
             slot = self._slots.pop(video_id, None)
             if slot is not None:
-                self._free.append(slot)
+                self._release(slot)
 
     def put(self, rows: Mapping[str, FloatArray], *, generation: int) -> None:
         """Keep rows of videos that were read when the cache was at ``generation``."""
         if self._all_dropped > generation:
             return
+        tick = next(self._ticks)
         for video_id, row in rows.items():
-            if self._dropped.get(video_id, 0) > generation:
+            if video_id in self._slots or self._dropped.get(video_id, 0) > generation:
                 continue
-            slot = self._slots.pop(video_id, None)
+            slot = self._take()
             if slot is None:
-                slot = self._slot()
+                # All there is, is being read: the next request may find room.
+                return
+            self.table[slot] = row
+            self._used[slot] = tick
+            self._owners[slot] = video_id
             self._slots[video_id] = slot
-            self._table[slot] = row
+        metrics.CACHED_ROWS.set(len(self._slots))
 
-    def _slot(self) -> int:
-        if self._free:
-            return self._free.pop()
-        if len(self._slots) >= self._capacity:
-            return self._slots.popitem(last=False)[1]
-        return len(self._slots)
+    def recent(self, limit: int) -> list[str]:
+        """Return the videos used last, newest first."""
+        places = np.argsort(-self._used[: len(self._owners)], kind="stable").tolist()
+        owners = (self._owners[place] for place in places)
+        return [owner for owner in owners if owner is not None][:limit]
+
+    def _release(self, slot: int) -> None:
+        self._owners[slot] = None
+        self._used[slot] = 0
+        self._free.append((next(self._ticks), slot))
+
+    def _take(self) -> int | None:
+        if not self._free and len(self._owners) < self.capacity:
+            self._owners.append(None)
+            return len(self._owners) - 1
+        if not self._free:
+            self._evict()
+        # Whoever pinned before a slot was freed may still read it.
+        oldest_reader = next(iter(self._pins), None)
+        freed, slot = self._free[0]
+        if oldest_reader is not None and oldest_reader < freed:
+            return None
+        self._free.popleft()
+        return slot
+
+    def _evict(self) -> None:
+        # The least recently used of a sample, as Redis does it: exact for a small cache.
+        total = len(self._owners)
+        sample = (
+            np.arange(total) if total <= _SAMPLE else self._rng.integers(0, total, size=_SAMPLE)
+        )
+        oldest = sample[np.argsort(self._used[sample], kind="stable")]
+        for slot in oldest[: max(1, len(sample) // _EVICTED_SHARE)].tolist():
+            owner = self._owners[slot]
+            if owner is not None:
+                del self._slots[owner]
+                self._release(slot)
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved(Generic[ReadT]):
-    """Rows of N videos, in part still to be encoded.
+    """Where the rows of N videos are, some still to be encoded.
 
     Attributes:
-        video_ids: [N].
-        rows: [N, R], zeros where ``found`` is false.
-        found: [N], the row came from the cache.
-        fresh: videos to encode, by id.
+        slots: [N], see :data:`SlotArray`.
+        fresh: videos to encode, by id, in the order of their places.
         generation: of the cache, when the fresh ones were read.
         read: what Redis said.
     """
 
-    video_ids: Sequence[str]
-    rows: FloatArray
-    found: BoolArray
+    slots: SlotArray
     fresh: dict[str, Video]
     generation: int
     read: ReadT
-
-    def complete(self, encoded: Mapping[str, FloatArray]) -> tuple[FloatArray, BoolArray]:
-        """Fill in encoded rows: [N, R], and which are known [N]."""
-        rows, known = self.rows.copy(), self.found.copy()
-        for index in np.flatnonzero(~known).tolist():
-            row = encoded.get(self.video_ids[index])
-            if row is not None:
-                rows[index], known[index] = row, True
-        return rows, known
 
 
 async def resolve(
@@ -135,16 +184,36 @@ async def resolve(
     video_ids: Sequence[str],
     read: Callable[[Sequence[str]], Awaitable[ReadT]],
 ) -> Resolved[ReadT]:
-    """Find videos in the cache, and the others with one call of ``read``."""
+    """Find videos in the cache, and the others with one call of ``read``; pin before."""
     generation = cache.generation
-    rows, found = cache.gather(video_ids)
-    absent = (i for i, here in zip(video_ids, found.tolist(), strict=True) if not here)
-    missing = list(dict.fromkeys(absent))
+    slots = cache.look_up(video_ids)
+    absent = np.flatnonzero(slots < 0).tolist()
+    metrics.ROWS.labels("hit").inc(len(video_ids) - len(absent))
+    missing = list(dict.fromkeys(video_ids[place] for place in absent))
     answer = await read(missing)
+    if not missing:
+        return Resolved(slots, {}, generation, answer)
+    metrics.ROWS.labels("miss").inc(len(absent))
     width = cache.opened.manifest.layout.feature_dim
     pairs = zip(missing, answer.videos, strict=True)
     fresh = {i: video for i, video in pairs if video is not None and len(video.features) == width}
-    return Resolved(video_ids, rows, found, fresh, generation, answer)
+    places = {video_id: -2 - place for place, video_id in enumerate(fresh)}
+    slots[absent] = [places.get(video_ids[place], -1) for place in absent]
+    return Resolved(slots, fresh, generation, answer)
+
+
+def gather(table: FloatArray, new: FloatArray, slots: SlotArray) -> FloatArray:
+    """Copy rows [N, R] from the cache's table and from new ones [M, R]; none may be nowhere.
+
+    Of tables that are cut to the part of a row that is needed, only that part is copied.
+    """
+    if not len(new) or (slots >= 0).all():
+        return table[slots]
+    rows = np.empty((len(slots), table.shape[1]), np.float32)
+    cached = slots >= 0
+    rows[cached] = table[slots[cached]]
+    rows[~cached] = new[-2 - slots[~cached]]
+    return rows
 
 
 def encode(opened: OpenVersion, videos: Sequence[Video]) -> FloatArray:

@@ -3,46 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from model_store import FloatArray, OpenVersion, click_probabilities
 from service import metrics
+from service.admission import Admission, DeadlineError, run_before
 from service.live_model import LiveModel
 from service.profiles import Profile, Profiles
-from service.rows import Resolved, encode, resolve
+from service.rows import Resolved, SlotArray, encode, gather, resolve
 from service.state import Position, State, StateDownError, Video
 
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A video to score: registered, or with its content given inline."""
-
-    video_id: str
-    video: Video | None = None
+_CHUNK: Final = 128
+"""Candidates in one run of the head: their rows stay in the cache of a core."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One line of an answer.
+class Candidates:
+    """Videos to score: registered, or with their content given inline by place."""
 
-    Attributes:
-        index: place of the candidate in the request.
-        rank: 1 is best; ``None`` without a score.
-        score: probability of a click.
-        reason: why there is no score.
-    """
+    video_ids: Sequence[str]
+    inline: Mapping[int, Video] = field(default_factory=dict)
 
-    video_id: str
-    index: int
-    rank: int | None
-    score: float | None
-    reason: str | None = None
+    def __len__(self) -> int:
+        return len(self.video_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +52,24 @@ class Degraded:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Candidates of one user, best first, and what the order was made from."""
+    """Candidates of one user, best first, and what the order was made from.
+
+    Attributes:
+        model_name: of the model that answered.
+        model_version: of the model that answered.
+        history: that the answer reflects.
+        places: of the candidates in the request, best first, cut by ``top_k``.
+        scores: probabilities of a click, of ``places``.
+        unranked: places of candidates without a score, and why.
+        degraded: why this does not follow from all acknowledged clicks, if so.
+    """
 
     model_name: str
     model_version: str
     history: Position
-    rows: list[Row]
+    places: list[int]
+    scores: list[float]
+    unranked: list[tuple[int, str]]
     degraded: Degraded | None = None
 
 
@@ -77,11 +80,13 @@ class Wishes:
     Attributes:
         top_k: cuts the ranked rows; candidates without a score always stand at the end.
         min_history_version: the answer must reflect a history at least as new.
+        timeout_seconds: how long the caller waits; ``None`` for the service's default.
         strict: rather no answer than a degraded one.
     """
 
     top_k: int | None = None
     min_history_version: int = 0
+    timeout_seconds: float | None = None
     strict: bool = False
 
 
@@ -126,7 +131,8 @@ class Scoring:
         live: the version that answers.
         profiles: users as the model sees them.
         executor: for model runs.
-        threads: of the executor.
+        admission: who may wait for them.
+        timeout_seconds: for how long, unless the caller says less.
     """
 
     def __init__(
@@ -136,22 +142,18 @@ class Scoring:
         *,
         profiles: Profiles,
         executor: Executor,
-        threads: int,
+        admission: Admission,
+        timeout_seconds: float,
     ) -> None:
         self._state = state
         self._live = live
         self._profiles = profiles
         self._executor = executor
-        self._threads = threads
-        self._running = 0
-
-    @property
-    def busy(self) -> bool:
-        """Whether there are more rankings than threads to run them."""
-        return self._running >= self._threads
+        self._admission = admission
+        self._timeout_seconds = timeout_seconds
 
     async def rank(
-        self, user_id: str, candidates: Sequence[Candidate], wishes: Wishes = _NO_WISHES
+        self, user_id: str, candidates: Candidates, wishes: Wishes = _NO_WISHES
     ) -> Ranking:
         """Rank candidates by the probability of a click, best first, ties by place.
 
@@ -160,48 +162,74 @@ class Scoring:
         Raises:
             NoModelError: no version is open.
             FeatureWidthError: an inline candidate does not fit the model.
+            OverloadedError: too many candidates are being ranked already.
+            DeadlineError: the caller's time is up.
             HistoryBehindError: the history is older than is asked for.
             StateDownError: Redis does not answer, and only a true answer is wanted.
         """
         opened = self._live.current()
         _check_widths(candidates, opened.manifest.layout.feature_dim)
-        metrics.CANDIDATES.inc(len(candidates))
-        self._running += 1
-        try:
-            return await self._rank(opened, user_id, candidates, wishes)
-        finally:
-            self._running -= 1
+        seconds = min(wishes.timeout_seconds or self._timeout_seconds, self._timeout_seconds)
+        with self._admission.admitted(len(candidates)):
+            metrics.CANDIDATES.inc(len(candidates))
+            deadline = time.monotonic() + seconds
+            try:
+                async with asyncio.timeout(seconds):
+                    return await self._rank(opened, user_id, candidates, wishes, deadline)
+            except (TimeoutError, DeadlineError):
+                metrics.EXPIRED.inc()
+                raise DeadlineError(
+                    f"the answer was not ready within {seconds * 1e3:.0f} ms"
+                ) from None
 
     async def _rank(
-        self, opened: OpenVersion, user_id: str, candidates: Sequence[Candidate], wishes: Wishes
+        self,
+        opened: OpenVersion,
+        user_id: str,
+        candidates: Candidates,
+        wishes: Wishes,
+        deadline: float,
     ) -> Ranking:
         cache = self._profiles.rows(opened)
-        stored = [c.video_id for c in candidates if c.video is None]
+        inline = candidates.inline
+        stored: Sequence[str] = candidates.video_ids
+        if inline:
+            stored = [v for place, v in enumerate(stored) if place not in inline]
         degraded: Degraded | None = None
         resolved: Resolved[Any]
-        try:
-            with metrics.stage("state"):
-                resolved = await resolve(cache, stored, partial(self._state.view, user_id))
-            with metrics.stage("user"):
-                profile = await self._profiles.profile(opened, user_id, resolved.read)
-        except StateDownError as exc:
-            if wishes.strict:
-                raise
-            profile, degraded = await self._without_state(opened, user_id, str(exc))
-            resolved = await resolve(cache, stored, _no_videos)
-        if profile.position.version < wishes.min_history_version:
-            raise HistoryBehindError(profile.position.version, wanted=wishes.min_history_version)
-        loop = asyncio.get_running_loop()
-        with metrics.stage("model"):
-            scores, encoded = await loop.run_in_executor(
-                self._executor, _score, opened, profile, candidates, resolved
-            )
-        cache.put(encoded, generation=resolved.generation)
+        with cache.pinned():
+            try:
+                with metrics.stage("state"):
+                    resolved = await resolve(cache, stored, partial(self._state.view, user_id))
+                with metrics.stage("user"):
+                    profile = await self._profiles.profile(opened, user_id, resolved.read)
+            except StateDownError as exc:
+                if wishes.strict:
+                    raise
+                profile, degraded = await self._without_state(opened, user_id, str(exc))
+                resolved = await resolve(cache, stored, _no_videos)
+            if profile.position.version < wishes.min_history_version:
+                version, wanted = profile.position.version, wishes.min_history_version
+                raise HistoryBehindError(version, wanted=wanted)
+            slots = _with_inline(resolved, inline, len(candidates)) if inline else resolved.slots
+            new = [*resolved.fresh.values(), *inline.values()]
+            with metrics.stage("model"):
+                scores, rows = await run_before(
+                    deadline, self._executor, _score, opened, profile.array, cache.table, slots, new
+                )
+        if resolved.fresh:
+            encoded = dict(zip(resolved.fresh, rows, strict=False))
+            cache.put(encoded, generation=resolved.generation)
+        places, ordered, unranked = _rank(scores, wishes.top_k)
+        # With Redis gone nobody knows whether a video is registered.
+        unknown = "unknown_video" if degraded is None else "state_down"
         return Ranking(
             model_name=opened.manifest.model_name,
             model_version=opened.manifest.version,
             history=profile.position,
-            rows=_rank(candidates, scores, wishes.top_k, unknown=_unknown(degraded)),
+            places=places,
+            scores=ordered,
+            unranked=[(p, unknown if slots[p] == -1 else "score_not_finite") for p in unranked],
             degraded=degraded,
         )
 
@@ -225,61 +253,55 @@ async def _no_videos(video_ids: Sequence[str]) -> _NoVideos:
     return _NoVideos([None] * len(video_ids))
 
 
-def _unknown(degraded: Degraded | None) -> str:
-    # With Redis gone nobody knows whether a video is registered.
-    return "unknown_video" if degraded is None else "state_down"
+def _check_widths(candidates: Candidates, expected: int) -> None:
+    for place, video in candidates.inline.items():
+        if len(video.features) != expected:
+            raise FeatureWidthError(place, len(video.features), expected=expected)
 
 
-def _check_widths(candidates: Sequence[Candidate], expected: int) -> None:
-    for index, candidate in enumerate(candidates):
-        if candidate.video is not None and len(candidate.video.features) != expected:
-            raise FeatureWidthError(index, len(candidate.video.features), expected=expected)
+def _with_inline(resolved: Resolved[Any], inline: Mapping[int, Video], count: int) -> SlotArray:
+    """Put the places of inline candidates, behind the fresh ones, between those of stored ones."""
+    slots = np.empty(count, np.int64)
+    given = np.zeros(count, np.bool_)
+    given[list(inline)] = True
+    slots[~given] = resolved.slots
+    # In the order of the places, as the contents are.
+    slots[list(inline)] = -2 - len(resolved.fresh) - np.arange(len(inline))
+    return slots
 
 
 def _score(
     opened: OpenVersion,
-    profile: Profile,
-    candidates: Sequence[Candidate],
-    resolved: Resolved[Any],
-) -> tuple[list[float | None], dict[str, FloatArray]]:
-    """Score candidates: a probability each, ``None`` = unknown, NaN = no finite score."""
-    inline = [c.video for c in candidates if c.video is not None]
-    fresh = resolved.fresh
-    # Both kinds in one run of the encoder.
-    encoded = encode(opened, [*inline, *fresh.values()])
-    by_id = dict(zip(fresh, encoded[len(inline) :], strict=True))
-    stored, known = resolved.complete(by_id)
-    given = np.array([c.video is not None for c in candidates], np.bool_)
-    rows = np.empty((len(candidates), encoded.shape[1]), np.float32)
-    rows[given], rows[~given] = encoded[: len(inline)], stored
-    usable = given.copy()
-    usable[~given] = known
-    scores: list[float | None] = [None] * len(candidates)
-    if usable.any():
-        probabilities = click_probabilities(
-            opened.model.logits(profile.array, rows[usable])
-        ).tolist()
-        for index, probability in zip(np.flatnonzero(usable).tolist(), probabilities, strict=True):
-            scores[index] = probability
-    return scores, by_id
+    profile: FloatArray,
+    table: FloatArray,
+    slots: SlotArray,
+    new: Sequence[Video],
+) -> tuple[npt.NDArray[np.float64], FloatArray]:
+    """Score candidates: probabilities [N], NaN = none; and the rows of what is new [M, R]."""
+    rows = encode(opened, new)
+    known = slots != -1
+    everything = bool(known.all())
+    scored = slots if everything else slots[known]
+    width = opened.manifest.layout.candidate_dim
+    table, new_rows = table[:, :width], rows[:, :width]
+    logits = [
+        opened.model.logits(profile, gather(table, new_rows, scored[start : start + _CHUNK]))
+        for start in range(0, len(scored), _CHUNK)
+    ]
+    probabilities = click_probabilities(np.concatenate(logits) if logits else np.zeros(0, "f4"))
+    if everything:
+        return probabilities, rows
+    scores = np.full(len(slots), np.nan)
+    scores[known] = probabilities
+    return scores, rows
 
 
 def _rank(
-    candidates: Sequence[Candidate],
-    scores: Sequence[float | None],
-    top_k: int | None,
-    *,
-    unknown: str,
-) -> list[Row]:
-    ranked = [(score, i) for i, score in enumerate(scores) if score is not None and score == score]  # noqa: PLR0124  NaN
-    ranked.sort(key=lambda pair: (-pair[0], pair[1]))
-    rows = [
-        Row(candidates[index].video_id, index, rank, score)
-        for rank, (score, index) in enumerate(ranked[:top_k], start=1)
-    ]
-    placed = {index for _, index in ranked}
-    for index, score in enumerate(scores):
-        if index not in placed:
-            reason = unknown if score is None else "score_not_finite"
-            rows.append(Row(candidates[index].video_id, index, None, None, reason))
-    return rows
+    scores: npt.NDArray[np.float64], top_k: int | None
+) -> tuple[list[int], list[float], list[int]]:
+    """Order places by score, best first; then the places without one."""
+    # NaN sorts last, and a stable sort keeps the order of the request.
+    order = np.argsort(-scores, kind="stable")
+    ranked = len(scores) - int(np.isnan(scores).sum())
+    best = order[: ranked if top_k is None else min(top_k, ranked)]
+    return best.tolist(), scores[best].tolist(), order[ranked:].tolist()

@@ -42,10 +42,12 @@ class Settings(BaseSettings):
         deletion_window_days: how long clicks from before a user's deletion are refused.
         change_poll_seconds: how often this process looks for videos that others changed.
         model_poll_seconds: how often the promoted version is looked up.
-        cached_rows: encoded videos kept per process.
+        row_cache_mb: memory for encoded videos per process.
         last_profiles: profiles kept per process for when Redis is gone.
         profile_queue: users waiting for a background profile, more are dropped.
         profile_patience_seconds: how long they wait at most.
+        max_candidates_in_flight: candidates that are ranked or wait per process; more get 429.
+        score_timeout_ms: how long a ranking may take; callers may ask for less.
         threads: threads for model runs per process.
     """
 
@@ -76,10 +78,12 @@ class Settings(BaseSettings):
     deletion_window_days: Annotated[float, Field(gt=0)] = 7.0
     change_poll_seconds: Annotated[float, Field(gt=0)] = 0.25
     model_poll_seconds: Annotated[float, Field(gt=0)] = 1.0
-    cached_rows: _Count = 50_000
+    row_cache_mb: _Count = 512
     last_profiles: _Count = 10_000
     profile_queue: _Count = 10_000
     profile_patience_seconds: Annotated[float, Field(gt=0)] = 5.0
+    max_candidates_in_flight: _Count = 20_000
+    score_timeout_ms: _Count = 2_000
     threads: _Count = min(4, os.cpu_count() or 1)
 
     @property

@@ -16,12 +16,15 @@ import torch
 from pydantic import JsonValue
 from torch import Tensor, nn
 
-from model_store import Draft, Golden, Layout, ModelStore, graph_tensors
+from model_store import Draft, Golden, Layout, Model, ModelStore, graph_tensors
 from training.calibrate import UNCALIBRATED, Calibration
-from training.models.thacil import ScoreHead, Thacil, ThacilShape, UserProfile, VideoEncoder
+from training.compact import compact
+from training.models.thacil import ScoreHead, Thacil, UserProfile, VideoEncoder
 
 OPSET = 20
 _GOLDEN_CANDIDATES = 7
+_PROOF_CANDIDATES = 143
+_TOLERANCE = 1e-5
 
 
 class CalibratedHead(nn.Module):
@@ -33,21 +36,23 @@ class CalibratedHead(nn.Module):
         self.slope, self.offset = calibration.slope, calibration.offset
 
     def forward(self, user_profile: Tensor, candidate_rows: Tensor) -> Tensor:
-        """Score for one user: user_profile [B, P], candidate_rows [N, R] -> logits [N]."""
+        """Score for one user: user_profile [K, P], candidate_rows [N, C] -> logits [N]."""
         logits: Tensor = self.slope * self.head(user_profile, candidate_rows) + self.offset
         return logits
 
 
-def layout_of(shape: ThacilShape) -> Layout:
-    """Return the sizes of the graphs that a network of this shape exports to."""
-    width = shape.embedding_dim
+def layout_of(network: Thacil) -> Layout:
+    """Return the sizes of the graphs that a network exports to."""
+    shape, width = network.shape, network.shape.embedding_dim
+    attention = network.target_attention.query.out_features
     return Layout(
         feature_dim=shape.feature_dim,
         num_categories=shape.num_categories,
         num_blocks=shape.num_blocks,
         block_size=shape.block_size,
-        row_dim=2 * width + shape.hidden_dim,
-        profile_dim=1 + 2 * width,
+        row_dim=attention + network.hidden.out_features + width,
+        candidate_dim=attention + network.hidden.out_features,
+        profile_dim=width,
     )
 
 
@@ -80,20 +85,33 @@ def publish(
         "python": platform.python_version(),
         "opset": OPSET,
     }
+    small, kept = compact(network)
+    layout, graphs = layout_of(small), export_graphs(small, calibration)
+    # Beside the cases that travel with the version: a thousand more, answered by the network as
+    # it was trained.
+    thousand = golden_cases(network, seed=1, candidates=_PROOF_CANDIDATES, calibration=calibration)
+    moved = Model(graphs, layout).prove(thousand, tolerance=_TOLERANCE)
+    units: JsonValue = {name: f"{layer.alive} of {layer.total}" for name, layer in kept.items()}
     draft = Draft(
         model_name=model_name,
-        layout=layout_of(network.shape),
-        graphs=export_graphs(network, calibration),
+        layout=layout,
+        graphs=graphs,
         golden=golden_cases(network, calibration=calibration),
         metrics=metrics or {},
-        provenance={**versions, "calibration": asdict(calibration), **(provenance or {})},
+        provenance={
+            **versions,
+            "calibration": asdict(calibration),
+            "units_kept": units,
+            "logit_deviation": moved,
+            **(provenance or {}),
+        },
     )
     return store.publish(draft)
 
 
 def export_graphs(network: Thacil, calibration: Calibration = UNCALIBRATED) -> dict[str, bytes]:
     """Export the three graphs: ONNX bytes by name, without a trace of local paths."""
-    layout = layout_of(network.shape)
+    layout = layout_of(network)
     head: nn.Module = ScoreHead(network)
     if calibration != UNCALIBRATED:
         head = CalibratedHead(head, calibration)
@@ -120,7 +138,11 @@ def export_graphs(network: Thacil, calibration: Calibration = UNCALIBRATED) -> d
 
 
 def golden_cases(
-    network: Thacil, *, seed: int = 0, calibration: Calibration = UNCALIBRATED
+    network: Thacil,
+    *,
+    seed: int = 0,
+    candidates: int = _GOLDEN_CANDIDATES,
+    calibration: Calibration = UNCALIBRATED,
 ) -> Golden:
     """Make cases and the network's own calibrated answers to them.
 
@@ -144,7 +166,7 @@ def golden_cases(
         for (f, c), n in zip(histories, lengths.tolist(), strict=True)
     ]
     histories[1][1][0] = shape.num_categories
-    features, categories = videos(len(clicked), _GOLDEN_CANDIDATES)
+    features, categories = videos(len(clicked), candidates)
     categories[:, 0] = shape.num_categories + 5
     logits = [_answers(network, h, (features[g], categories[g])) for g, h in enumerate(histories)]
     return Golden(

@@ -32,6 +32,7 @@ from redis.exceptions import (
 
 from service import metrics
 from service.state.clients import Limits, close_client, make_client
+from service.state.lane import Lane
 
 Call = tuple[Any, ...]
 """A command and its arguments."""
@@ -153,6 +154,7 @@ class Door:
 
     def __init__(self, url: str, *, timeout_seconds: float) -> None:
         self._client = make_client(url, Limits(timeout_seconds, _CONNECTIONS))
+        self._lane = Lane(url, timeout_seconds=timeout_seconds) if Lane.serves(url) else None
         self._slots = asyncio.Semaphore(_CONNECTIONS)
         self._timeout_seconds = timeout_seconds
         self._circuit = Circuit()
@@ -172,24 +174,31 @@ class Door:
 
     async def close(self) -> None:
         """Close all connections."""
+        if self._lane is not None:
+            self._lane.close()
         await close_client(self._client)
 
-    async def call(self, calls: Sequence[Call], *, scripts: Sequence[Script] = ()) -> list[Any]:
+    async def call(
+        self, calls: Sequence[Call], *, scripts: Sequence[Script] = (), quick: bool = False
+    ) -> list[Any]:
         """Send commands and return their answers, one each.
 
         Args:
             calls: commands; in a cluster, the keys of one command share a slot.
             scripts: those that are called, should a server not know them yet.
+            quick: few and small, with answers as they come: they share a connection.
 
         Raises:
             StateFullError: a command was refused for want of memory.
             StateDownError: no answer in time, or an error as one. Some of the commands may
                 have been carried out.
         """
+        if not calls:
+            return []
         for attempt in range(1, _ATTEMPTS + 1):
             probe = self._circuit.enter()
             try:
-                answers = await self._attempt(calls, scripts)
+                answers = await self._attempt(calls, scripts, quick=quick)
             except _PASSING as exc:
                 self._circuit.fail(probe=probe)
                 self._show()
@@ -240,7 +249,13 @@ class Door:
             if not int(cursor):
                 return
 
-    async def _attempt(self, calls: Sequence[Call], scripts: Sequence[Script]) -> list[Any]:
+    async def _attempt(
+        self, calls: Sequence[Call], scripts: Sequence[Script], *, quick: bool
+    ) -> list[Any]:
+        if quick and self._lane is not None:
+            answers = await self._lane.send(calls)
+            if not any(isinstance(answer, NoScriptError) for answer in answers):
+                return _without_errors(answers)
         async with self._slot():
             answers = await self._send(calls)
             missing = [i for i, a in enumerate(answers) if isinstance(a, NoScriptError)]
@@ -251,10 +266,7 @@ class Door:
                 again = await self._send([calls[i] for i in missing])
                 for index, answer in zip(missing, again, strict=True):
                     answers[index] = answer
-        for answer in answers:
-            if isinstance(answer, Exception):
-                raise answer
-        return answers
+        return _without_errors(answers)
 
     @asynccontextmanager
     async def _slot(self) -> AsyncIterator[None]:
@@ -309,6 +321,13 @@ class Door:
 
     def _show(self) -> None:
         metrics.REDIS_CIRCUIT_OPEN.set(float(self._circuit.is_open))
+
+
+def _without_errors(answers: list[Any]) -> list[Any]:
+    for answer in answers:
+        if isinstance(answer, Exception):
+            raise answer
+    return answers
 
 
 @contextmanager

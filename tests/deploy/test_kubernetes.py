@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from service import api, metrics
 from service.__main__ import _DRAIN_SECONDS
-from service.app import create_app
 from service.settings import Settings
 
 yaml = pytest.importorskip("yaml")
@@ -119,16 +119,15 @@ def test_names_lead_somewhere(pod: dict[str, Any]) -> None:
     assert scaled == found["Deployment"]["metadata"]["name"]
 
 
-def test_probes_ask_routes_that_exist(pod: dict[str, Any], tmp_path: Path) -> None:
+def test_probes_ask_routes_that_exist(pod: dict[str, Any]) -> None:
     """What is probed and scraped is served."""
     container = pod["spec"]["containers"][0]
     asked = {
         container[f"{n}Probe"]["httpGet"]["path"] for n in ("startup", "liveness", "readiness")
     }
     asked |= {e["path"] for e in manifests()["ServiceMonitor"]["spec"]["endpoints"]}
-    app = create_app(Settings(model_store=tmp_path, CTR_REDIS_URL="redis://nowhere"))
 
-    assert asked <= set(app.openapi()["paths"])
+    assert asked <= {getattr(route, "path", None) for route in api.router.routes}
 
 
 def test_variables_are_settings(pod: dict[str, Any]) -> None:
@@ -140,6 +139,15 @@ def test_variables_are_settings(pod: dict[str, Any]) -> None:
     given = {name: value for name, value in variables.items() if value is not None}
     fields = {name.removeprefix("CTR_").lower(): value for name, value in given.items()}
     Settings(model_store=Path("x"), **fields)
+
+
+def test_pods_are_counted_by_a_metric_that_exists() -> None:
+    """The autoscaler asks for a gauge of the service, below what a worker lets in."""
+    scaler = manifests()["HorizontalPodAutoscaler"]["spec"]["metrics"][0]["pods"]
+
+    assert scaler["metric"]["name"] == metrics.ROWS_IN_FLIGHT._name
+    limit = Settings.model_fields["max_candidates_in_flight"].default
+    assert int(scaler["target"]["averageValue"]) < limit
 
 
 def test_a_pod_has_time_to_drain(pod: dict[str, Any]) -> None:

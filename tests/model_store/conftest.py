@@ -14,7 +14,13 @@ from onnx import TensorProto, helper
 from model_store import Draft, Golden, Layout, Model, ModelStore, graph_tensors
 
 LAYOUT = Layout(
-    feature_dim=3, num_categories=4, num_blocks=2, block_size=2, row_dim=4, profile_dim=5
+    feature_dim=3,
+    num_categories=4,
+    num_blocks=2,
+    block_size=2,
+    row_dim=4,
+    candidate_dim=4,
+    profile_dim=5,
 )
 
 _DTYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
@@ -53,18 +59,19 @@ def user_profile(layout: Layout = LAYOUT) -> bytes:
     """Give profile = the sum of each block's rows, and the length of the history beside it."""
     node = helper.make_node
     nodes = [
-        node("Reshape", ["history_rows", "blocks"], ["by_block"]),
-        node("ReduceSum", ["by_block", "clicks"], ["sums"], keepdims=0),
+        node("ReduceSum", ["history_rows", "clicks"], ["sums"], keepdims=0),
+        node("ReduceSum", ["sums", "last"], ["of_block"], keepdims=1),
+        node("Mul", ["of_block", "zero"], ["zeros"]),
         node("Cast", ["history_length"], ["number"], to=TensorProto.FLOAT),
         node("Reshape", ["number", "column"], ["length"]),
-        node("Expand", ["length", "per_block"], ["lengths"]),
+        node("Add", ["zeros", "length"], ["lengths"]),
         node("Concat", ["sums", "lengths"], ["profile"], axis=-1),
     ]
     constants = {
-        "blocks": np.array([-1, layout.num_blocks, layout.block_size, layout.row_dim]),
         "clicks": np.array([2]),
         "column": np.array([-1, 1, 1]),
-        "per_block": np.array([1, layout.num_blocks, 1]),
+        "last": np.array([-1]),
+        "zero": np.array(0, np.float32),
     }
     return graph_bytes("user_profile", nodes, constants, layout)
 
@@ -116,7 +123,7 @@ def answers(golden: Golden) -> np.ndarray:
         profile = (
             golden.history_features[clicks].sum()
             + golden.history_categories[clicks].sum()
-            + LAYOUT.num_blocks * length
+            + LAYOUT.filled_blocks(length) * length
         )
         rows = golden.candidate_features[user].sum(-1) + golden.candidate_categories[user]
         logits.append(0.1 * profile * rows)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_store import Click, pad_history, visible_history
+from model_store import Click, blocks_of, visible_history
 
 # Few moments and few videos, so that ties and duplicates are common.
 clicks = st.lists(
@@ -90,10 +90,11 @@ def test_a_negative_length_is_refused() -> None:
 def test_padding_is_zeros_at_the_end(count: int) -> None:
     """Rows keep their places from the first block on, the rest is zero."""
     rows = np.arange(1, count * 2 + 1, dtype=np.float32).reshape(count, 2)
-    padded = pad_history(rows, 6)
+    blocks = blocks_of(rows, 2, 3)
 
-    assert padded.shape == (6, 2)
-    assert padded.dtype == np.float32
+    assert blocks.shape == (3, 2, 2)
+    assert blocks.dtype == np.float32
+    padded = blocks.reshape(6, 2)
     np.testing.assert_array_equal(padded[:count], rows)
     assert not padded[count:].any()
 
@@ -101,4 +102,4 @@ def test_padding_is_zeros_at_the_end(count: int) -> None:
 def test_too_many_rows_are_refused() -> None:
     """Padding never cuts; it names both numbers and the way out."""
     with pytest.raises(ValueError, match=r"7 clicks.*6.*visible_history"):
-        pad_history(np.zeros((7, 2), np.float32), 6)
+        blocks_of(np.zeros((7, 2), np.float32), 2, 3)

@@ -45,7 +45,13 @@ def test_a_manifest_survives_json(store: ModelStore, version: str) -> None:
 def test_history_length_is_all_blocks() -> None:
     """A model sees blocks times block size clicks."""
     layout = Layout(
-        feature_dim=1, num_categories=1, num_blocks=8, block_size=20, row_dim=1, profile_dim=1
+        feature_dim=1,
+        num_categories=1,
+        num_blocks=8,
+        block_size=20,
+        row_dim=1,
+        candidate_dim=1,
+        profile_dim=1,
     )
 
     assert layout.history_length == 160

@@ -22,7 +22,13 @@ from service.embedded_redis import embedded_redis
 
 ROOT = Path(__file__).parents[2]
 LAYOUT = Layout(
-    feature_dim=3, num_categories=4, num_blocks=4, block_size=40, row_dim=4, profile_dim=5
+    feature_dim=3,
+    num_categories=4,
+    num_blocks=4,
+    block_size=40,
+    row_dim=4,
+    candidate_dim=4,
+    profile_dim=5,
 )
 _DTYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
 
@@ -50,11 +56,12 @@ def tiny_graphs(weight: float) -> dict[str, bytes]:
         node("Concat", ["features", "column"], ["rows"], axis=-1),
     ]
     profile = [
-        node("Reshape", ["history_rows", "blocks"], ["by_block"]),
-        node("ReduceMean", ["by_block", "clicks"], ["means"], keepdims=0),
+        node("ReduceMean", ["history_rows", "clicks"], ["means"], keepdims=0),
+        node("ReduceMean", ["means", "features"], ["of_block"], keepdims=1),
+        node("Mul", ["of_block", "zero"], ["zeros"]),
         node("Cast", ["history_length"], ["number"], to=TensorProto.FLOAT),
         node("Reshape", ["number", "column"], ["length"]),
-        node("Expand", ["length", "per_block"], ["lengths"]),
+        node("Add", ["zeros", "length"], ["lengths"]),
         node("Concat", ["means", "lengths"], ["profile"], axis=-1),
     ]
     head = [
@@ -74,10 +81,10 @@ def tiny_graphs(weight: float) -> dict[str, bytes]:
             "user_profile",
             profile,
             {
-                "blocks": np.array([-1, LAYOUT.num_blocks, LAYOUT.block_size, LAYOUT.row_dim]),
                 "clicks": np.array([2]),
                 "column": np.array([-1, 1, 1]),
-                "per_block": np.array([1, LAYOUT.num_blocks, 1]),
+                "features": np.array([-1]),
+                "zero": np.array(0, f32),
             },
         ),
         "score_head": graph_bytes(

@@ -262,7 +262,8 @@ class Thacil(nn.Module):
 class VideoEncoder(nn.Module):
     """The graph that runs once per video: everything that depends on the video alone.
 
-    A row is [x | W4 x + b3 | the video's half of the first feed-forward layer + its bias].
+    A row is [W4 x + b3 | the video's half of the first feed-forward layer + its bias | x]: what
+    the head takes of a candidate first, what a history takes of a click behind it.
     """
 
     def __init__(self, network: Thacil) -> None:
@@ -275,41 +276,53 @@ class VideoEncoder(nn.Module):
         x = net.embed(features, category)
         _, item_half = net.hidden.weight.split(net.shape.embedding_dim, dim=1)
         attention = net.target_attention.query(x) + net.target_attention.value.bias
-        return torch.cat([x, attention, functional.linear(x, item_half, net.hidden.bias)], dim=-1)
+        return torch.cat([attention, functional.linear(x, item_half, net.hidden.bias), x], dim=-1)
 
 
 class UserProfile(nn.Module):
-    """The graph that runs after a click. A block is [1 if it holds a click | W3 u | u]."""
+    """The graph that runs after a click. What is kept of a block is u."""
 
     def __init__(self, network: Thacil) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, history_rows: Tensor, history_length: Tensor) -> Tensor:
-        """Profile users: history_rows [U, L, R], history_length [U] -> profiles [U, B, P]."""
-        net = self.network
-        profile = net.profile(history_rows[..., : net.shape.embedding_dim], history_length)
-        attention = functional.linear(profile.blocks, net.target_attention.value.weight)
-        valid = profile.valid.to(history_rows.dtype)[..., None]
-        return torch.cat([valid, attention, profile.blocks], dim=-1)
+        """Profile users: history_rows [U, K, S, R], history_length [U] -> profiles [U, K, P].
+
+        Blocks without a click are to be cut off, but for the first.
+        """
+        net, size = self.network, self.network.shape.block_size
+        clicks_UKSD = history_rows[..., -net.shape.embedding_dim :]
+        starts_K = size * torch.arange(history_rows.shape[1], device=history_rows.device)
+        places_KS = starts_K[:, None] + torch.arange(size, device=history_rows.device)
+        mask_UKS = places_KS[None] < history_length[:, None, None]
+        return net.fuse(net.local(clicks_UKSD, mask_UKS), mask_UKS.any(dim=-1)).blocks
 
 
 class ScoreHead(nn.Module):
-    """The graph that runs per request: what depends on user and candidate together."""
+    """The graph that runs per request: what depends on user and candidate together.
+
+    W3 u is computed here, for at most B blocks: beside the candidates' work that is nothing, and
+    a profile half as wide is what Redis keeps of every user. The softmax is written out: ONNX
+    Runtime transposes for one over an inner axis, and dividing once after the sum over blocks
+    is an eighth of the divisions.
+    """
 
     def __init__(self, network: Thacil) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, user_profile: Tensor, candidate_rows: Tensor) -> Tensor:
-        """Score for one user: user_profile [B, P], candidate_rows [N, R] -> logits [N]."""
+        """Score for one user: user_profile [K, P], candidate_rows [N, C] -> logits [N]."""
         net, width = self.network, self.network.shape.embedding_dim
-        valid_B1, key_BD, block_BD = user_profile.split([1, width, width], dim=1)
-        _, query_ND, item_NE = candidate_rows.split([width, width, net.shape.hidden_dim], dim=1)
-        hidden_NBD = torch.relu(key_BD[None] + query_ND[:, None])
-        scores_NBD = net.target_attention.score(hidden_NBD)
-        weights = masked_softmax(scores_NBD, (valid_B1 > 0)[None], dim=1)
-        user_ND = (weights * block_BD[None]).sum(dim=1)
+        attention = net.target_attention
+        key_KH = functional.linear(user_profile, attention.value.weight)
+        query_NH, item_NE = candidate_rows.split(
+            [attention.query.out_features, net.hidden.out_features], dim=1
+        )
+        scores_NKD = attention.score(torch.relu(key_KH[None] + query_NH[:, None]))
+        weights_NKD = torch.exp(scores_NKD - scores_NKD.amax(dim=1, keepdim=True))
+        user_ND = (weights_NKD * user_profile[None]).sum(dim=1) / weights_NKD.sum(dim=1)
         user_half, _ = net.hidden.weight.split(width, dim=1)
         logit: Tensor = net.output(torch.relu(functional.linear(user_ND, user_half) + item_NE))
         return logit.squeeze(-1)

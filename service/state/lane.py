@@ -1,0 +1,189 @@
+"""One connection that all requests of a process share: what is asked at once goes out together.
+
+redis-py takes a connection from a pool for every call, and several times longer than Redis
+needs to answer. Here commands of all callers go down one socket and answers are dealt out in
+order. For one server by TCP or unix socket; everything else goes through redis-py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Final, cast
+from urllib.parse import urlsplit
+
+import hiredis
+from redis.asyncio.connection import parse_url
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    ConnectionError,  # noqa: A004  the library's
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    ResponseError,
+)
+
+_ERRORS: Final[dict[str, type[Exception]]] = {
+    "LOADING": BusyLoadingError,
+    "NOAUTH": AuthenticationError,
+    "NOSCRIPT": NoScriptError,
+    "OOM": OutOfMemoryError,
+    "READONLY": ReadOnlyError,
+    "WRONGPASS": AuthenticationError,
+}
+_OPTIONS: Final = {"host", "port", "path", "db", "username", "password", "connection_class"}
+
+
+class Lane:
+    """A connection that is opened when it is needed, and again after it broke.
+
+    Args:
+        url: ``redis://`` or ``unix://``, without options.
+        timeout_seconds: limit of connecting, and of one answer.
+    """
+
+    def __init__(self, url: str, *, timeout_seconds: float) -> None:
+        self._target: dict[str, Any] = dict(parse_url(url))
+        self._timeout_seconds = timeout_seconds
+        self._protocol: _Protocol | None = None
+        self._opening = asyncio.Lock()
+
+    @staticmethod
+    def serves(url: str) -> bool:
+        """Whether an address is one for a lane."""
+        if urlsplit(url).scheme not in ("redis", "unix"):
+            return False
+        return set(parse_url(url)) <= _OPTIONS
+
+    async def send(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Send commands and return their answers; an error of Redis stands in its place.
+
+        Raises:
+            ConnectionError: the connection broke, or could not be made.
+            TimeoutError: no answer in time. The connection is given up then: what it would
+                still bring belongs to nobody.
+        """
+        protocol = self._protocol
+        if protocol is None or protocol.closed:
+            protocol = await self._open()
+        return await protocol.send(calls, self._timeout_seconds)
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._protocol is not None:
+            self._protocol.abort("closed")
+
+    async def _open(self) -> _Protocol:
+        async with self._opening:
+            if self._protocol is not None and not self._protocol.closed:
+                return self._protocol
+            async with asyncio.timeout(self._timeout_seconds):
+                protocol = await self._connected()
+                greetings = self._greetings()
+                answers = await protocol.send(greetings, self._timeout_seconds) if greetings else []
+            for answer in answers:
+                if isinstance(answer, Exception):
+                    protocol.abort("refused")
+                    raise answer
+            self._protocol = protocol
+            return protocol
+
+    async def _connected(self) -> _Protocol:
+        loop = asyncio.get_running_loop()
+        path = self._target.get("path")
+        if path:
+            _, protocol = await loop.create_unix_connection(_Protocol, str(path))
+        else:
+            host = str(self._target.get("host", "localhost"))
+            port = int(self._target.get("port", 6379))
+            transport, protocol = await loop.create_connection(_Protocol, host, port)
+            connection = transport.get_extra_info("socket")
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return protocol
+
+    def _greetings(self) -> list[tuple[Any, ...]]:
+        greetings: list[tuple[Any, ...]] = []
+        name, password = self._target.get("username"), self._target.get("password")
+        if password:
+            greetings.append(("AUTH", name, password) if name else ("AUTH", password))
+        if self._target.get("db"):
+            greetings.append(("SELECT", self._target["db"]))
+        return greetings
+
+
+class _Protocol(asyncio.Protocol):
+    """Deals answers out to those who wait, in the order in which they asked."""
+
+    def __init__(self) -> None:
+        self._reader = hiredis.Reader(replyError=_error)
+        self._waiting: deque[tuple[asyncio.Future[list[Any]], int]] = deque()
+        self._answers: list[Any] = []
+        self._transport: asyncio.Transport | None = None
+        self.closed = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._reader.feed(data)
+        try:
+            while self._waiting:
+                answer = self._reader.gets()
+                if answer is False:
+                    return
+                self._answers.append(answer)
+                future, wanted = self._waiting[0]
+                if len(self._answers) == wanted:
+                    self._waiting.popleft()
+                    answers, self._answers = self._answers, []
+                    # Whoever hung up has no use for it.
+                    if not future.done():
+                        future.set_result(answers)
+        except hiredis.ProtocolError as exc:
+            self.abort(f"Redis speaks nonsense: {exc}")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.abort(str(exc) if exc else "Redis closed the connection")
+
+    def abort(self, reason: str) -> None:
+        """Give the connection up, and tell all who wait."""
+        self.closed = True
+        if self._transport is not None:
+            self._transport.abort()
+        while self._waiting:
+            future, _ = self._waiting.popleft()
+            if not future.done():
+                future.set_exception(ConnectionError(reason))
+
+    async def send(self, calls: Sequence[tuple[Any, ...]], timeout_seconds: float) -> list[Any]:
+        if self.closed or self._transport is None:
+            raise ConnectionError("the connection broke")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[list[Any]] = loop.create_future()
+        # Packed before anyone waits: what cannot be packed must not leave a waiter behind.
+        packed = b"".join(hiredis.pack_command(_plain(call)) for call in calls)
+        self._waiting.append((future, len(calls)))
+        self._transport.write(packed)
+        timer = loop.call_later(timeout_seconds, self._expire, future)
+        try:
+            return await future
+        finally:
+            timer.cancel()
+
+    def _expire(self, future: asyncio.Future[list[Any]]) -> None:
+        if not future.done():
+            future.set_exception(TimeoutError("no answer in time"))
+            self.abort("an earlier answer did not come in time")
+
+
+def _error(text: str) -> Exception:
+    return _ERRORS.get(text.partition(" ")[0], ResponseError)(text)
+
+
+def _plain(call: tuple[Any, ...]) -> tuple[Any, ...]:
+    # The packer takes a command of two words for one.
+    name, *arguments = call
+    return (*str(name).split(), *arguments)
