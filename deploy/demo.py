@@ -30,6 +30,8 @@ VIDEOS_PER_CALL = 1_000
 EVENTS_PER_CALL = 1_000
 CANDIDATES_PER_CALL = 200
 CONNECTIONS = 4
+SIZE = ("--users", "600", "--videos", "6000", "--interactions", "150000")
+"""Of the synthetic log: learned from in under a minute."""
 READY_SECONDS = 120.0
 # Equal to four digits, and never by the luck of rounding.
 AUC_TOLERANCE = 5e-5
@@ -329,8 +331,7 @@ def prepare_data(arguments: argparse.Namespace) -> Path:
         return Path(arguments.data)
     data: Path = arguments.work / "data"
     say("generating a click log")
-    size = ("--users", "600", "--videos", "6000", "--interactions", "150000")
-    training("synthesize", *size, "--seed", "7", "--out", data, quiet=True)
+    training("synthesize", *SIZE, "--seed", "7", "--out", data, quiet=True)
     return data
 
 

@@ -81,6 +81,7 @@ def create_app_from_env() -> ASGIApp:
 async def _assembled(settings: Settings, url: str) -> AsyncIterator[Parts]:
     async with AsyncExitStack() as stack:
         stack.callback(metrics.forget_process)
+        metrics.WORKERS.set(1)
         executor = ThreadPoolExecutor(settings.threads, "model")
         stack.callback(executor.shutdown, cancel_futures=True)
         state = State(

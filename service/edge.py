@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import re
+import time
 from typing import Final
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -42,6 +43,7 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        start = time.perf_counter()
         headers = Headers(scope=scope)
         asked = headers.get("x-request-id", "")
         request_id = asked if _REQUEST_ID.fullmatch(asked) else f"{random.getrandbits(128):032x}"
@@ -82,6 +84,7 @@ class Edge:
             await problem_response(Request(scope), problem)(scope, receive, answer.send)
         route = scope.get("route_path") or getattr(scope.get("route"), "path", "unmatched")
         metrics.requests(route, answer.status).inc()
+        metrics.request_seconds(route).observe(time.perf_counter() - start)
 
 
 class _Answer:

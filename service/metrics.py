@@ -26,7 +26,14 @@ _SECONDS: Final = (
     *(0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
 )
 
+WORKERS: Final = Gauge("ctr_workers", "Processes that answer.", multiprocess_mode="livesum")
 REQUESTS: Final = Counter("ctr_requests_total", "Answers by route and status.", ["route", "status"])
+REQUEST_SECONDS: Final = Histogram(
+    "ctr_request_seconds",
+    "From the first byte of a request to the last of its answer.",
+    ["route"],
+    buckets=_SECONDS,
+)
 STAGES: Final = Histogram("ctr_stage_seconds", "Seconds by stage.", ["stage"], buckets=_SECONDS)
 CANDIDATES: Final = Counter("ctr_candidates_total", "Candidates asked for.")
 ROWS: Final = Counter(
@@ -108,6 +115,12 @@ class stage:  # noqa: N801  reads as the function that it replaces
 def requests(route: str, status: int | None) -> Counter:
     """Return the counter of a route and status: few, what matches no route counts as one."""
     return REQUESTS.labels(route, str(status))
+
+
+@cache
+def request_seconds(route: str) -> Histogram:
+    """Return the histogram of a route."""
+    return REQUEST_SECONDS.labels(route)
 
 
 @cache
