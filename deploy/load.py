@@ -21,7 +21,7 @@ from uuid import uuid4
 
 import httpx
 import numpy as np
-from demo import Log, post_clicks, put_videos, read_log
+from demo import DemoError, Log, post_clicks, put_videos, read_log
 
 CANDIDATES = 100
 REPORT_SECONDS = 10.0
@@ -129,9 +129,10 @@ class Load:
         return None
 
 
-async def until_ready(client: httpx.AsyncClient) -> None:
-    """Wait for a service with a model."""
-    while True:
+async def until_ready(client: httpx.AsyncClient, stop: asyncio.Event) -> None:
+    """Wait for a service with a model, or for the end."""
+    print(f"waiting for {client.base_url}", flush=True)
+    while not stop.is_set():
         with suppress(httpx.TransportError):
             if (await client.get("/health/ready")).is_success:
                 return
@@ -167,7 +168,9 @@ async def run(options: argparse.Namespace) -> Counts:
     # Waiting for a connection is this client's own affair.
     timeout = httpx.Timeout(10.0, pool=None)
     async with httpx.AsyncClient(base_url=options.url, timeout=timeout, limits=limits) as client:
-        await until_ready(client)
+        await until_ready(client, stop)
+        if stop.is_set():
+            return Counts()
         videos = await put_videos(client, train) + await put_videos(client, test)
         verdicts = await post_clicks(client, train)
         print(f"loaded {videos} videos and {sum(verdicts.values())} clicks: {verdicts}", flush=True)
@@ -187,7 +190,11 @@ def main() -> int:
         "--patience", type=float, default=60.0, help="seconds after which a request is lost"
     )
     parser.add_argument("--seed", type=int, default=1, help="of what users do")
-    counts = asyncio.run(run(parser.parse_args()))
+    try:
+        counts = asyncio.run(run(parser.parse_args()))
+    except (DemoError, OSError, httpx.TransportError) as error:
+        print(f"load: {error or type(error).__name__}", file=sys.stderr)
+        return 1
     print(json.dumps(asdict(counts)), flush=True)
     return 1 if counts.lost else 0
 

@@ -312,24 +312,41 @@ polyline { fill: none; stroke-width: 1.5; vector-effect: non-scaling-stroke }
 </main>
 <script>
 const COLOURS = ["#2463eb", "#d9480f", "#2b8a3e", "#862e9c", "#c2255c", "#0b7285", "#5f3dc4"];
-async function series(expr) {
+const UNITS = {
+  s: v => v < 1 ? +(v * 1e3).toPrecision(3) + " ms" : +v.toPrecision(3) + " s",
+  percentunit: v => +(v * 100).toPrecision(3) + "%",
+};
+async function series([expr, legend]) {
   const end = Date.now() / 1000;
   const asked = new URLSearchParams({query: expr, start: end - 3600, end, step: 15});
   const answer = await fetch("../api/v1/query_range?" + asked);
-  return (await answer.json()).data.result;
+  return (await answer.json()).data.result.map(one => ({
+    name: legend.replace(/\\[(\\w+)\\]/g, (_, label) => one.metric[label] ?? ""),
+    points: one.values.map(([t, v]) => [t, +v]).filter(point => isFinite(point[1])),
+  })).filter(one => one.points.length);
 }
 async function draw(svg) {
-  const exprs = JSON.parse(svg.dataset.exprs);
-  const found = (await Promise.all(exprs.map(series))).flat();
-  const points = found.map(one => one.values.map(([t, v]) => [t, +v]).filter(p => isFinite(p[1])));
-  const times = points.flat().map(p => p[0]), top = Math.max(1e-9, ...points.flat().map(p => p[1]));
+  const lines = (await Promise.all(JSON.parse(svg.dataset.lines).map(series))).flat();
+  if (!lines.length) return;
+  const all = lines.flatMap(line => line.points), times = all.map(point => point[0]);
+  const top = Math.max(1e-9, ...all.map(point => point[1]));
   const first = Math.min(...times), span = Math.max(1, Math.max(...times) - first);
-  svg.replaceChildren(...points.map((line, index) => {
+  const show = UNITS[svg.dataset.unit] ?? (v => +v.toPrecision(3));
+  svg.replaceChildren(...lines.map((line, index) => {
     const drawn = document.createElementNS("http://www.w3.org/2000/svg", "polyline");
-    drawn.setAttribute("points", line.map(
+    drawn.setAttribute("points", line.points.map(
       ([t, v]) => (t - first) / span * 400 + "," + (98 - v / top * 92)).join(" "));
     drawn.setAttribute("stroke", COLOURS[index % COLOURS.length]);
     return drawn;
+  }));
+  // The same rows as before, now in the colours of the lines.
+  svg.nextElementSibling.replaceChildren(...lines.map((line, index) => {
+    const row = document.createElement("tr"), name = row.insertCell(), value = row.insertCell();
+    name.textContent = "\\u25cf " + line.name;
+    name.style.color = COLOURS[index % COLOURS.length];
+    value.textContent = show(line.points.at(-1)[1]);
+    value.className = "value";
+    return row;
   }));
 }
 const drawAll = () => document.querySelectorAll("svg").forEach(draw);
@@ -349,7 +366,10 @@ def console(dashboard: Dashboard) -> str:
 
 
 def _console_panel(panel: Panel) -> str:
-    exprs = html.escape(json.dumps([line.expr for line in panel.lines]))
+    # Braces would be taken for the template's own.
+    legends = [re.sub(r"{{(\w+)}}", r"[\1]", line.legend) for line in panel.lines]
+    pairs = [[line.expr, legend] for line, legend in zip(panel.lines, legends, strict=True)]
+    lines = html.escape(json.dumps(pairs))
     rows = "\n".join(
         f"{{{{ range query `{line.expr}` }}}}<tr><td>{_console_legend(line.legend)}</td>"
         f'<td class="value">{{{{ .Value | {_FORMATS[panel.unit]} }}}}</td></tr>{{{{ end }}}}'
@@ -357,7 +377,8 @@ def _console_panel(panel: Panel) -> str:
     )
     return (
         f"<section>\n<h2>{html.escape(panel.title)}</h2>\n<p>{html.escape(panel.meaning)}</p>\n"
-        f'<svg viewBox="0 0 400 100" preserveAspectRatio="none" data-exprs="{exprs}"></svg>\n'
+        f'<svg viewBox="0 0 400 100" preserveAspectRatio="none" data-unit="{panel.unit}"'
+        f' data-lines="{lines}"></svg>\n'
         f"<table>\n{rows}\n</table>\n</section>"
     )
 
