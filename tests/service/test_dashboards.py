@@ -134,11 +134,12 @@ def watched(client: httpx.Client, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 def settled(prometheus: Watched) -> bool:
-    """Whether the recorded quantile, which comes last, is a number."""
+    """Whether what is recorded, each group of rules in its own time, is numbers."""
     with suppress(httpx.TransportError, ValueError):
         found = prometheus.numbers('route:ctr_request_seconds:p99_rate5m{route="/score"}')
         lag = prometheus.numbers("ctr_profile_lag_seconds:p95_rate5m")
-        return any(map(math.isfinite, found)) and any(map(math.isfinite, lag))
+        failed = prometheus.numbers("route:ctr_requests_failed:ratio_rate5m")
+        return all(any(map(math.isfinite, each)) for each in (found, lag, failed))
     return False
 
 
