@@ -11,11 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+DOC = Path(__file__).parents[1] / "docs" / "capacity.md"
 DAY_SECONDS = 86_400
 GIB = 2**30
 
@@ -187,7 +189,10 @@ def show(load: Load, costs: Costs, answer: Answer) -> str:
 
 
 def _short(value: float) -> str:
-    return f"{value / 1e6:,.3g} M" if value >= 1e6 else f"{value / 1e3:,.0f} k"  # noqa: PLR2004
+    million = 1e6
+    if value < million:
+        return f"{value / 1e3:,.0f} k"
+    return f"{value / million:,.0f} M" if value >= 100 * million else f"{value / million:,.3g} M"
 
 
 def main() -> None:
@@ -199,13 +204,22 @@ def main() -> None:
     for one in fields(Load):
         flag = "--" + one.name.replace("_", "-")
         parser.add_argument(flag, type=float, default=one.default, help=one.metadata["help"])
-    load = Load(**vars(parser.parse_args()))
+    parser.add_argument("--write", action="store_true", help="into docs/capacity.md, too")
+    options = vars(parser.parse_args())
+    write = options.pop("write")
+    load = Load(**options)
     state = json.loads((RESULTS / "state.json").read_text())
     costs = Costs.measured(state, batched=load.clicks_per_call >= 10)  # noqa: PLR2004
     summary = RESULTS / "summary.json"
     measured = json.loads(summary.read_text()) if summary.exists() else {}
     rate = load.scores_per_worker or measured.get("score_200_rps", 0.0)
-    print(show(load, costs, work_out(load, costs, rate)))
+    text = show(load, costs, work_out(load, costs, rate))
+    print(text)
+    if write:
+        inside = f"<!-- worked -->\n{text}\n<!-- /worked -->"
+        DOC.write_text(
+            re.sub("<!-- worked -->.*<!-- /worked -->", inside, DOC.read_text(), flags=re.DOTALL)
+        )
 
 
 if __name__ == "__main__":

@@ -83,11 +83,15 @@ def _peers(found: dict[str, float]) -> str:
         (
             name.removesuffix("_200_rps")
             for name in found
-            if re.match(r"(peer_\w+|service)_200_rps", name)
+            if re.match(r"(peer_\w+|service|service_one_worker)_200_rps", name)
         ),
         key=lambda name: -found[f"{name}_200_rps"],
     )
-    labels = {"service": "**this service**", "peer_plain": "plain FastAPI, whole network"}
+    labels = {
+        "service": "**this service**, two workers",
+        "service_one_worker": "one worker",
+        "peer_plain": "plain FastAPI, whole network",
+    }
     labels |= {"peer_ray": "Ray Serve", "peer_triton": "Triton (pytriton)"}
     labels |= {"peer_litserve": "LitServe", "peer_bentoml": "BentoML"}
     for name in names:

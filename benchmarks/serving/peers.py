@@ -1,7 +1,7 @@
 """The same work behind other serving frameworks, and behind a plain service without our design.
 
-Each framework is installed into an environment of its own under ``var/bench`` and serves with one
-worker, as its documentation recommends; one that cannot be installed or does not start is said so
+Each framework is installed into an environment of its own under ``var/bench`` and serves as its
+documentation recommends, with a worker beside its HTTP server; one that cannot be installed or does not start is said so
 and left out. Before it is measured it must answer as the service does. Every round measures all of
 them in turn, each alone.
 """
@@ -108,7 +108,11 @@ def measure_peers(*, rounds: int, seconds: float) -> tuple[dict[str, float], Run
         expected = _expected(ground)
         fit = [peer for peer in PEERS if _installed(peer)]
         for _ in range(rounds):
-            _measure_service(ground, runs, seconds)
+            # A worker for each core of a small machine, as we recommend; and one.
+            for workers, name in ((2, "service"), (1, "service_one_worker")):
+                log = ground.directory / "service.log"
+                with service(ground.store, ground.redis_url, log, workers=workers) as ours:
+                    _measure(name, ours, requests(200), runs, seconds)
             for peer in list(fit):
                 try:
                     with _running(peer, ground, whole) as running:
@@ -209,11 +213,6 @@ def _check(peer: Peer, running: Server, expected: list[tuple[str, float]]) -> No
     worst = max(abs(found[video_id] - score) for video_id, score in expected)
     if worst > 1e-5:  # noqa: PLR2004
         raise SystemExit(f"its scores differ by {worst:.2g}: not the same work")
-
-
-def _measure_service(ground: Stand, runs: Runs, seconds: float) -> None:
-    with service(ground.store, ground.redis_url, ground.directory / "service.log") as ours:
-        _measure("service", ours, requests(200), runs, seconds)
 
 
 def _measure(
