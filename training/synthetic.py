@@ -22,6 +22,7 @@ Doubles = npt.NDArray[np.float64]
 _START_MS = 1_600_000_000_000
 _SPAN_MS = 28 * 86_400_000
 _MAX_INTERESTS = 6
+_ACTIVITY = 0.8
 _TEST_SHARE = 0.2
 _TEST_VIDEO_SHARE = 0.25
 # Of a user's impressions this share is near an interest, as a feed would choose them.
@@ -68,14 +69,15 @@ def synthesize(
     """
     _check(users, videos, interactions, categories, feature_dim)
     rng = np.random.default_rng(seed)
-    category, features = _make_videos(rng, videos, categories, feature_dim)
+    category, features, styles = _make_videos(rng, videos, categories, feature_dim)
     first_test = int(videos * (1 - _TEST_VIDEO_SHARE))
-    user = np.sort(rng.integers(0, users, interactions))
+    activity = rng.lognormal(sigma=_ACTIVITY, size=users)
+    user = np.sort(rng.choice(users, interactions, p=activity / activity.sum()))
     moment = rng.random(interactions)
     order = np.lexsort((moment, user))
     user, moment = user[order], moment[order]
     is_test = moment >= 1 - _TEST_SHARE
-    interests = _Interests(rng, users, categories, feature_dim)
+    interests = _Interests(rng, users, categories, styles)
     video = _choose(rng, interests, user, moment, category, is_test, first_test)
     probability = interests.click_probability(user, moment, category[video], features[video])
     label = (rng.random(interactions) < probability).astype(np.int64)
@@ -117,12 +119,14 @@ class _Interests:
     """
 
     def __init__(
-        self, rng: np.random.Generator, users: int, categories: int, feature_dim: int
+        self, rng: np.random.Generator, users: int, categories: int, styles: FloatArray
     ) -> None:
-        shape = (users, _MAX_INTERESTS)
+        shape, feature_dim = (users, _MAX_INTERESTS), styles.shape[1]
         self.category = rng.integers(0, categories, shape)
-        self._from = _unit(rng.normal(size=(*shape, feature_dim)))
-        self._to = _unit(self._from + 0.8 * _unit(rng.normal(size=(*shape, feature_dim))))
+        look = styles[rng.integers(0, len(styles), shape)]
+        self._from = _unit(look + 0.3 * _unit(rng.normal(size=(*shape, feature_dim))))
+        turn = styles[rng.integers(0, len(styles), shape)]
+        self._to = _unit(self._from + 0.8 * turn)
         self._phase, self._speed = rng.random(shape), rng.uniform(0.05, 0.3, shape)
         count = rng.integers(3, _MAX_INTERESTS + 1, users)
         self._alive = np.arange(_MAX_INTERESTS) < count[:, None]
@@ -152,7 +156,7 @@ class _Interests:
 
 def _make_videos(
     rng: np.random.Generator, videos: int, categories: int, feature_dim: int
-) -> tuple[IntArray, FloatArray]:
+) -> tuple[IntArray, FloatArray, FloatArray]:
     """Features: the look of the category and the video's own, about unit length."""
     category = rng.integers(0, categories, videos)
     prototype = _unit(rng.normal(size=(categories, feature_dim)))
@@ -161,7 +165,7 @@ def _make_videos(
     style = styles[rng.integers(0, len(styles), videos)]
     own = _unit(rng.normal(size=(videos, feature_dim)))
     features = _unit(0.6 * prototype[category] + 0.8 * style + 0.3 * own)
-    return category, features.astype(np.float32)
+    return category, features.astype(np.float32), styles
 
 
 def _choose(
