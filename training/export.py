@@ -22,6 +22,7 @@ from training.calibrate import UNCALIBRATED, Calibration
 from training.compact import compact
 from training.models.score_head import ScoreHead, score_range
 from training.models.thacil import Thacil, UserProfile, VideoEncoder
+from training.precision import Precision, store_halves
 
 OPSET = 20
 _GOLDEN_CANDIDATES = 7
@@ -52,6 +53,7 @@ def publish(
     metrics: Mapping[str, float] | None = None,
     provenance: Mapping[str, JsonValue] | None = None,
     calibration: Calibration = UNCALIBRATED,
+    precision: Precision = "float32",
 ) -> str:
     """Export a network, prove the graphs on golden cases and publish them; the version's name.
 
@@ -62,6 +64,7 @@ def publish(
         metrics: figures that travel with it.
         provenance: where it comes from.
         calibration: folded into the score head, so that its sigmoid is a probability.
+        precision: how weights are stored; lower ones are rounded to it already, see ``precision``.
 
     Raises:
         ModelStoreError: a graph is not what the layout says, or its answers are not the network's.
@@ -75,6 +78,8 @@ def publish(
     }
     small, kept = compact(network)
     layout, graphs = layout_of(small), export_graphs(small, calibration)
+    if precision == "float16":
+        graphs = {name: store_halves(graph) for name, graph in graphs.items()}
     # Beside the cases that travel with the version: a thousand more, answered by the network as
     # it was trained.
     thousand = golden_cases(network, seed=1, candidates=_PROOF_CANDIDATES, calibration=calibration)
@@ -88,6 +93,7 @@ def publish(
         metrics=metrics or {},
         provenance={
             **versions,
+            "precision": precision,
             "calibration": asdict(calibration),
             "units_kept": units,
             "score_range": score_range(small),
