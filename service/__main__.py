@@ -92,6 +92,7 @@ def _serve(settings: Settings) -> None:
             host=settings.host,
             port=settings.port,
             workers=settings.workers,
+            http="service.http_protocol:JoinedHttp",
             log_config=None,
             access_log=False,
             server_header=False,

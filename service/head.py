@@ -1,7 +1,7 @@
 """The head's arithmetic: candidates of one user, or of several in one run, to probabilities.
 
-Candidates are cut into tiles, whose rows stay in the cache of a core. A tile is scored as it would
-be alone, whatever runs beside it.
+Candidates are cut into tiles, whose intermediate results stay in the caches of a core. A tile is
+scored as it would be alone, whatever runs beside it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from model_store import FloatArray, OpenVersion, click_probabilities
 from service.rows import SlotArray, encode, gather
 from service.state import Video
 
-TILE: Final = 64
-"""Candidates in a tile."""
+TILE: Final = 256
+"""Candidates in a tile at most."""
 
+_WIDTHS: Final = (32, 64, 128, TILE)
 _TILES_PER_RUN: Final = 64
 
 
@@ -59,34 +60,37 @@ class Scored:
 def score(job: Job) -> Scored:
     """Score a job by itself, tile by tile."""
     known, rows, tiles = _tiles(job)
-    logits = [job.opened.model.logits(job.profile, tile) for tile in tiles]
-    return _scored(job, known, rows, logits)
+    return _scored(job, known, rows, [_logits(job, tile) for tile in tiles])
 
 
 def score_merged(jobs: Sequence[Job]) -> list[Scored | Exception]:
     """Score jobs with as few runs of the head as there are kinds of tiles; what became of each.
 
+    Of one kind are tiles for the same version, of profiles with as many blocks, and of about
+    as many candidates.
+
     Where a run fails, its jobs are scored one by one: none suffers from a neighbour.
     """
     found: list[Scored | Exception | None] = [None] * len(jobs)
-    logits: dict[int, list[FloatArray]] = {}
+    logits: dict[int, list[FloatArray | None]] = {}
     prepared = {}
-    kinds: dict[tuple[int, tuple[int, ...]], list[tuple[int, FloatArray]]] = defaultdict(list)
+    kinds: dict[tuple[int, tuple[int, ...], int], list[_Tile]] = defaultdict(list)
     for place, job in enumerate(jobs):
         try:
             prepared[place] = known, rows, tiles = _tiles(job)
         except Exception as exc:  # noqa: BLE001  handed to whoever waits for this job
             found[place] = exc
             continue
-        logits[place] = []
-        for tile in tiles:
-            kinds[id(job.opened), job.profile.shape].append((place, tile))
-    for kind in kinds.values():
+        logits[place] = [None] * len(tiles)
+        for number, tile in enumerate(tiles):
+            width = next(width for width in _WIDTHS if len(tile) <= width)
+            kinds[id(job.opened), job.profile.shape, width].append(_Tile(place, number, tile))
+    for (_, _, width), kind in kinds.items():
         for start in range(0, len(kind), _TILES_PER_RUN):
-            _run_tiles(jobs, kind[start : start + _TILES_PER_RUN], logits)
-    for place, (known, rows, tiles) in prepared.items():
-        done = logits[place]
-        if len(done) == len(tiles):
+            _run_tiles(jobs, kind[start : start + _TILES_PER_RUN], width, logits)
+    for place, (known, rows, _) in prepared.items():
+        done = [part for part in logits[place] if part is not None]
+        if len(done) == len(logits[place]):
             found[place] = _scored(jobs[place], known, rows, done)
     return [outcome or score_alone(job) for outcome, job in zip(found, jobs, strict=True)]
 
@@ -99,26 +103,42 @@ def score_alone(job: Job) -> Scored | Exception:
         return exc
 
 
+def _logits(job: Job, tile: FloatArray) -> FloatArray:
+    if len(tile) > 1:
+        return job.opened.model.logits(job.profile, tile)
+    # A product with a single column is summed in another order than one with several.
+    return job.opened.model.logits(job.profile, np.repeat(tile, 2, axis=0))[:1]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Tile:
+    """Some candidates of one job: whose, which of its tiles, their rows [M, C]."""
+
+    place: int
+    number: int
+    rows: FloatArray
+
+
 def _run_tiles(
     jobs: Sequence[Job],
-    tiles: Sequence[tuple[int, FloatArray]],
-    logits: dict[int, list[FloatArray]],
+    tiles: Sequence[_Tile],
+    width: int,
+    logits: dict[int, list[FloatArray | None]],
 ) -> None:
-    opened = jobs[tiles[0][0]].opened
-    # Of few sizes, so that a device plans few of them: powers of two of full tiles.
+    first = jobs[tiles[0].place]
+    # Of few sizes, so that a device plans few of them: powers of two of tiles, a few widths.
     count = 1 << (len(tiles) - 1).bit_length()
-    profile = jobs[tiles[0][0]].profile
-    profiles = np.zeros((count, *profile.shape), np.float32)
-    rows = np.zeros((count, TILE, tiles[0][1].shape[1]), np.float32)
-    for index, (place, tile) in enumerate(tiles):
-        profiles[index] = jobs[place].profile
-        rows[index, : len(tile)] = tile
+    profiles = np.zeros((count, *first.profile.shape), np.float32)
+    rows = np.zeros((count, width, tiles[0].rows.shape[1]), np.float32)
+    for index, tile in enumerate(tiles):
+        profiles[index] = jobs[tile.place].profile
+        rows[index, : len(tile.rows)] = tile.rows
     try:
-        found = opened.model.tile_logits(profiles, rows)
+        found = first.opened.model.tile_logits(profiles, rows)
     except Exception:  # noqa: BLE001  its jobs have their own run, and their own error
         return
-    for (place, tile), of_tile in zip(tiles, found, strict=False):
-        logits[place].append(of_tile[: len(tile)])
+    for tile, of_tile in zip(tiles, found, strict=False):
+        logits[tile.place][tile.number] = of_tile[: len(tile.rows)]
 
 
 def _tiles(job: Job) -> tuple[npt.NDArray[np.bool_], FloatArray, list[FloatArray]]:

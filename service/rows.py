@@ -215,12 +215,19 @@ def gather(table: FloatArray, new: FloatArray, slots: SlotArray) -> FloatArray:
     Of tables that are cut to the part of a row that is needed, only that part is copied.
     """
     if not len(new) or (slots >= 0).all():
-        return table[slots]
+        return _copied(table, slots)
     rows = np.empty((len(slots), table.shape[1]), np.float32)
     cached = slots >= 0
-    rows[cached] = table[slots[cached]]
+    rows[cached] = _copied(table, slots[cached])
     rows[~cached] = new[-2 - slots[~cached]]
     return rows
+
+
+def _copied(table: FloatArray, slots: SlotArray) -> FloatArray:
+    # A row as one item: numpy copies it at once, in half the time of that many numbers.
+    width = table.shape[1]
+    items = table.view(np.dtype((np.void, table.itemsize * width)))[:, 0]
+    return items[slots].view(table.dtype).reshape(len(slots), width)
 
 
 def encode(opened: OpenVersion, videos: Sequence[Video]) -> FloatArray:

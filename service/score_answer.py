@@ -3,32 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgpack
+import msgspec
 import numpy as np
-import orjson
 
 from service.answers import Written
 from service.score_body import MSGPACK
 from service.scoring import Ranking
 
 
+class _Row(msgspec.Struct, gc=False):
+    video_id: str
+    index: int
+    rank: int
+    score: float
+
+
+class _Unranked(msgspec.Struct, gc=False):
+    video_id: str
+    index: int
+    rank: None
+    score: None
+    reason: str
+
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
 def write_json(
     ranking: Ranking, video_ids: Sequence[str], *, request_id: str, took_ms: float
 ) -> Written:
     """Write a row for each candidate, best first, those without a score at the end."""
-    results: list[dict[str, object]] = [
-        {"video_id": video_ids[place], "index": place, "rank": rank, "score": score}
-        for rank, (place, score) in enumerate(
-            zip(ranking.places, ranking.scores, strict=True), start=1
+    places = ranking.places
+    # Each argument a list of its own: no Python runs between one row and the next.
+    results: list[_Row | _Unranked] = [
+        *map(
+            _Row,
+            [video_ids[place] for place in places],
+            places,
+            range(1, len(places) + 1),
+            ranking.scores,
         )
     ]
     results += [
-        {"video_id": video_ids[p], "index": p, "rank": None, "score": None, "reason": reason}
-        for p, reason in ranking.unranked
+        _Unranked(video_ids[place], place, None, None, reason) for place, reason in ranking.unranked
     ]
-    return Written(orjson.dumps({**_common(ranking, request_id, took_ms), "results": results}))
+    answer = {**_common(ranking, request_id, took_ms), "results": results}
+    return Written(_encode(answer))
 
 
 def write_compact(ranking: Ranking, *, request_id: str, took_ms: float) -> Written:

@@ -1,4 +1,4 @@
-"""The body of ``POST /score``, judged by pydantic in one go, without an object per candidate."""
+"""The body of ``POST /score``: the common form at once, any other judged by pydantic."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from typing_extensions import TypedDict
 
 from service import bodies
 from service.bodies import ID_BYTES
+from service.common_body import CommonBody, read_json, read_packed
 from service.problems import ProblemError
 from service.state import Video
 
@@ -111,6 +112,9 @@ def parse_score(raw: bytes) -> ScoreRequest:
         ProblemError: 400 not JSON, 422 a candidate is inconsistent.
         RequestValidationError: JSON, but not of the form.
     """
+    common = read_json(raw)
+    if common is not None:
+        return _request(*common)
     try:
         given = _SCORE.validate_json(raw)
     except ValidationError as exc:
@@ -149,6 +153,9 @@ def parse_compact(raw: bytes) -> ScoreRequest:
         ProblemError: 400 not MessagePack, 422 an id is too long.
         RequestValidationError: MessagePack, but not of the form.
     """
+    common = read_packed(raw)
+    if common is not None:
+        return _request(*common)
     try:
         unpacked = msgpack.unpackb(raw, max_ext_len=0)
     except (ValueError, msgpack.UnpackException) as exc:
@@ -167,6 +174,18 @@ def parse_compact(raw: bytes) -> ScoreRequest:
         min_history_version=given.get("min_history_version", 0),
         timeout_ms=given.get("timeout_ms"),
         strict=given.get("strict", False),
+    )
+
+
+def _request(body: CommonBody, video_ids: list[str]) -> ScoreRequest:
+    return ScoreRequest(
+        body.user_id,
+        video_ids,
+        {},
+        body.top_k,
+        body.min_history_version,
+        body.timeout_ms,
+        body.strict,
     )
 
 

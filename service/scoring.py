@@ -249,9 +249,7 @@ class Scoring:
             return None
         reading = asyncio.create_task(self._state.view(user_id, ()))
         try:
-            # The question is on its way before the head runs: written in the loop's next turn,
-            # sent at its end.
-            await asyncio.sleep(0)
+            # The question is on its way before the head runs: it is sent in the loop's next turn.
             await asyncio.sleep(0)
             with metrics.stage("model"):
                 job = Job(opened, guess.array, cache.table, slots, ())

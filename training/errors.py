@@ -1,8 +1,9 @@
 """Everything that the trainer can refuse.
 
 TrainingError
-+-- DataError      a log, a feature file or a checkpoint that cannot be used
-+-- ConfigError    unknown keys or impossible values, all faults at once
++-- DataError       a log, a feature file or a checkpoint that cannot be used
++-- ConfigError     unknown keys or impossible values, all faults at once
++-- PrecisionError  a lower precision that would change rankings
 """
 
 from __future__ import annotations
@@ -18,3 +19,7 @@ class DataError(TrainingError):
 
 class ConfigError(TrainingError):
     """A configuration that cannot be used; the message lists every fault."""
+
+
+class PrecisionError(TrainingError):
+    """A lower precision that may not be exported; the message gives value and limit."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import platform
@@ -14,31 +15,19 @@ import numpy as np
 import onnx
 import torch
 from pydantic import JsonValue
-from torch import Tensor, nn
+from torch import nn
 
 from model_store import Draft, Golden, Layout, Model, ModelStore, graph_tensors
 from training.calibrate import UNCALIBRATED, Calibration
 from training.compact import compact
-from training.models.thacil import ScoreHead, Thacil, UserProfile, VideoEncoder
+from training.models.score_head import ScoreHead, score_range
+from training.models.thacil import Thacil, UserProfile, VideoEncoder
+from training.precision import Precision, store_halves
 
 OPSET = 20
 _GOLDEN_CANDIDATES = 7
 _PROOF_CANDIDATES = 143
 _TOLERANCE = 1e-5
-
-
-class CalibratedHead(nn.Module):
-    """A score head whose logits are calibrated: one multiplication and one addition more."""
-
-    def __init__(self, head: nn.Module, calibration: Calibration) -> None:
-        super().__init__()
-        self.head = head
-        self.slope, self.offset = calibration.slope, calibration.offset
-
-    def forward(self, user_profile: Tensor, candidate_rows: Tensor) -> Tensor:
-        """Score tiles: user_profile [T, K, P], candidate_rows [T, M, C] -> logits [T, M]."""
-        logits: Tensor = self.slope * self.head(user_profile, candidate_rows) + self.offset
-        return logits
 
 
 def layout_of(network: Thacil) -> Layout:
@@ -64,6 +53,7 @@ def publish(
     metrics: Mapping[str, float] | None = None,
     provenance: Mapping[str, JsonValue] | None = None,
     calibration: Calibration = UNCALIBRATED,
+    precision: Precision = "float32",
 ) -> str:
     """Export a network, prove the graphs on golden cases and publish them; the version's name.
 
@@ -74,6 +64,7 @@ def publish(
         metrics: figures that travel with it.
         provenance: where it comes from.
         calibration: folded into the score head, so that its sigmoid is a probability.
+        precision: how weights are stored; lower ones are rounded to it already, see ``precision``.
 
     Raises:
         ModelStoreError: a graph is not what the layout says, or its answers are not the network's.
@@ -87,6 +78,8 @@ def publish(
     }
     small, kept = compact(network)
     layout, graphs = layout_of(small), export_graphs(small, calibration)
+    if precision == "float16":
+        graphs = {name: store_halves(graph) for name, graph in graphs.items()}
     # Beside the cases that travel with the version: a thousand more, answered by the network as
     # it was trained.
     thousand = golden_cases(network, seed=1, candidates=_PROOF_CANDIDATES, calibration=calibration)
@@ -100,8 +93,10 @@ def publish(
         metrics=metrics or {},
         provenance={
             **versions,
+            "precision": precision,
             "calibration": asdict(calibration),
             "units_kept": units,
+            "score_range": score_range(small),
             "logit_deviation": moved,
             **(provenance or {}),
         },
@@ -112,13 +107,10 @@ def publish(
 def export_graphs(network: Thacil, calibration: Calibration = UNCALIBRATED) -> dict[str, bytes]:
     """Export the three graphs: ONNX bytes by name, without a trace of local paths."""
     layout = layout_of(network)
-    head: nn.Module = ScoreHead(network)
-    if calibration != UNCALIBRATED:
-        head = CalibratedHead(head, calibration)
     modules: dict[str, nn.Module] = {
         "video_encoder": VideoEncoder(network),
         "user_profile": UserProfile(network),
-        "score_head": head,
+        "score_head": ScoreHead(_calibrated(network, calibration)),
     }
     graphs = {}
     for name, tensors in graph_tensors(layout).items():
@@ -193,6 +185,17 @@ def _answers(
         user = torch.zeros(len(embedded), dtype=torch.int64)
         logits: np.ndarray = network(clicks, torch.tensor([length]), user, embedded).numpy()
     return logits
+
+
+def _calibrated(network: Thacil, calibration: Calibration) -> Thacil:
+    """Return a network whose last layer's logits are calibrated: the line costs nothing there."""
+    if calibration == UNCALIBRATED:
+        return network
+    calibrated = copy.deepcopy(network)
+    with torch.no_grad():
+        calibrated.output.weight.mul_(calibration.slope)
+        calibrated.output.bias.mul_(calibration.slope).add_(calibration.offset)
+    return calibrated
 
 
 def _example(dtype: str, shape: list[int]) -> torch.Tensor:

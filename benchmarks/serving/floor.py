@@ -70,7 +70,7 @@ def main() -> None:
         host="127.0.0.1",
         port=options.port,
         loop="uvloop",
-        http="httptools",
+        http="service.http_protocol:JoinedHttp",
         access_log=False,
         server_header=False,
         proxy_headers=False,

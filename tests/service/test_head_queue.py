@@ -85,6 +85,19 @@ def broken(world: World) -> Job:
     return Job(world.opened, np.zeros((2, 3), np.float32), world.table, np.arange(4), [])
 
 
+@pytest.mark.parametrize("blocks", range(6))
+@pytest.mark.parametrize("count", [1, 2, 33, TILE, TILE + 1])
+def test_a_tile_of_any_width_is_solo_bit_for_bit(world: World, blocks: int, count: int) -> None:
+    """A single candidate, too, for which ONNX Runtime has another way to multiply."""
+    small = Job(world.opened, world.profiles[blocks], world.table, np.arange(count) % 300, [])
+    large = Job(world.opened, world.profiles[blocks], world.table, np.arange(290), [])
+    merged = score_merged([large, small, small])
+
+    for outcome in merged[1:]:
+        assert not isinstance(outcome, Exception)
+        np.testing.assert_array_equal(outcome.probabilities, score(small).probabilities)
+
+
 jobs = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3 * TILE + 1)), min_size=1, max_size=9)
 
 

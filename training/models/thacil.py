@@ -297,33 +297,3 @@ class UserProfile(nn.Module):
         places_KS = starts_K[:, None] + torch.arange(size, device=history_rows.device)
         mask_UKS = places_KS[None] < history_length[:, None, None]
         return net.fuse(net.local(clicks_UKSD, mask_UKS), mask_UKS.any(dim=-1)).blocks
-
-
-class ScoreHead(nn.Module):
-    """The graph that runs per request: what depends on user and candidate together.
-
-    W3 u is computed here, for at most B blocks: beside the candidates' work that is nothing, and
-    a profile half as wide is what Redis keeps of every user. The softmax is written out: ONNX
-    Runtime transposes for one over an inner axis, and dividing once after the sum over blocks
-    is an eighth of the divisions. A tile is some candidates of one user: those of several users
-    go through in one run, each tile as it would alone.
-    """
-
-    def __init__(self, network: Thacil) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, user_profile: Tensor, candidate_rows: Tensor) -> Tensor:
-        """Score tiles: user_profile [T, K, P], candidate_rows [T, M, C] -> logits [T, M]."""
-        net, width = self.network, self.network.shape.embedding_dim
-        attention = net.target_attention
-        key_TKH = functional.linear(user_profile, attention.value.weight)
-        query_TMH, item_TME = candidate_rows.split(
-            [attention.query.out_features, net.hidden.out_features], dim=-1
-        )
-        scores_TMKD = attention.score(torch.relu(key_TKH[:, None] + query_TMH[:, :, None]))
-        weights_TMKD = torch.exp(scores_TMKD - scores_TMKD.amax(dim=2, keepdim=True))
-        user_TMD = (weights_TMKD * user_profile[:, None]).sum(dim=2) / weights_TMKD.sum(dim=2)
-        user_half, _ = net.hidden.weight.split(width, dim=1)
-        logit: Tensor = net.output(torch.relu(functional.linear(user_TMD, user_half) + item_TME))
-        return logit.squeeze(-1)
