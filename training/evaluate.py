@@ -10,7 +10,7 @@ from training.batches import Batch, Policy, VideoTable
 from training.config import RunConfig
 from training.errors import DataError
 from training.examples import Examples
-from training.interactions import ClickHistories, ClickLog, Impressions
+from training.interactions import ClickLog, Impressions
 from training.metrics import evaluate_lists, evaluate_scores
 from training.models import PERSONAL_MODELS, Network, PersonalNetwork, build_baseline
 from training.models.thacil import Thacil, ThacilShape
@@ -107,8 +107,7 @@ def _score_runs(network: Thacil, examples: Examples, logits: FloatArray) -> Floa
 
 def train_examples(config: RunConfig, log: ClickLog, impressions: Impressions) -> Examples:
     """Impressions of the training videos, with the clicks that each may see as history."""
-    videos = VideoTable.from_log(log.train_features, log.train, log.num_categories)
-    return _examples(config, log, impressions, videos)
+    return _examples(config, log, impressions, _training_videos(log))
 
 
 def test_examples(config: RunConfig, log: ClickLog, impressions: Impressions) -> Examples:
@@ -129,12 +128,18 @@ def _examples(
     return Examples(
         impressions,
         candidates,
-        ClickHistories.from_impressions(log.train),
-        VideoTable.from_log(log.train_features, log.train, log.num_categories),
+        log.indexed()[1].histories,
+        _training_videos(log),
         policy=history_policy(config),
         history_length=config.network.num_blocks * config.network.block_size,
         block_size=config.network.block_size,
     )
+
+
+def _training_videos(log: ClickLog) -> VideoTable:
+    named = log.indexed()[1].categories
+    categories = np.where(named < 0, log.num_categories, named)
+    return VideoTable(log.train_features, categories, log.num_categories)
 
 
 def measure(impressions: Impressions, logits: FloatArray) -> dict[str, float]:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from model_store import IntArray
 from training.batches import Batch, Histories, Policy, VideoTable, make_batch
-from training.interactions import ClickHistories, Impressions
+from training.histories import ClickHistories
+from training.impressions import Impressions
 
 # Of one user's impressions to be scored this many share a row of clicks: more would make the
 # rows of users who clicked a lot meanwhile too wide.

@@ -152,7 +152,7 @@ def test_the_served_graph_gives_the_calibrated_probability(tmp_path: Path, log: 
     store.promote(publish(network, store, calibration=line))
     opened = store.open()
     assert log.test_features is not None
-    features = np.array(log.test_features[:100])
+    features = np.array(log.test_features[:100], np.float32)
     categories = np.arange(100, dtype=np.int64) % 8
     model = opened.model
     rows = model.encode_videos(features, categories)
