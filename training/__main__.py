@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from model_store import ModelStore, ModelStoreError
 from training.config import MODELS, PRESETS, load_config
-from training.errors import TrainingError
+from training.errors import StoppedError, TrainingError
 from training.ranking import CUTOFFS, MEASURES
 
 if TYPE_CHECKING:
@@ -19,18 +21,20 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; 0 when done, 1 when refused, with the reason on stderr."""
+    """Run one verb; 0 when done, 1 when refused, 128 + n when stopped by signal n."""
     parsed = _parser().parse_args(arguments)
     try:
         parsed.verb(parsed)
+    except StoppedError as exc:
+        again = shlex.join(["python", "-m", "training", *(arguments or sys.argv[1:])])
+        print(f"stopped and saved {exc}; to go on from there:\n  {again}", file=sys.stderr)
+        return 128 + exc.signal_number
     except (TrainingError, ModelStoreError) as exc:
         print(f"error: {exc}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(
-            "interrupted; the same command goes on after the last finished epoch", file=sys.stderr
-        )
-        return 130
+        print("stopped at once; the same command begins again", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 0
 
 
@@ -40,15 +44,20 @@ def fit_verb(options: argparse.Namespace) -> None:
     from training.calibrate import calibrate  # noqa: PLC0415
     from training.fit import fit  # noqa: PLC0415
     from training.interactions import load_click_log  # noqa: PLC0415
+    from training.processes import join_processes  # noqa: PLC0415
 
     given = {"seed": options.seed, "model": options.model}
     top = {key: value for key, value in given.items() if value is not None}
     config = load_config(options.preset, overrides=options.config, top=top)
-    log = load_click_log(options.data, cache=options.cache)
-    print(f"{len(log.train):,} training impressions, {len(log.train_features):,} videos")
-    progress = fit(config, log, options.out)
-    print(f"best epoch {progress.best_epoch}: validation gAUC {progress.best_auc:.4f}")
-    _print_calibration(calibrate(options.out, log))
+    with join_processes(config.execution.device) as processes:
+        log = load_click_log(options.data, cache=options.cache)
+        if processes.is_first:
+            print(f"{len(log.train):,} training impressions, {len(log.train_features):,} videos")
+        progress = fit(config, log, options.out, processes)
+        if processes.is_first:
+            best = f"{progress.best_epoch}: validation gAUC {progress.best_auc:.4f}"
+            print(f"best epoch {best}")
+            _print_calibration(calibrate(options.out, log))
 
 
 def calibrate_verb(options: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 TrainingError
 +-- DataError      a log, a feature file or a checkpoint that cannot be used
 +-- ConfigError    unknown keys or impossible values, all faults at once
++-- StoppedError   a signal asked for an end; what was done is saved
 """
 
 from __future__ import annotations
@@ -18,3 +19,16 @@ class DataError(TrainingError):
 
 class ConfigError(TrainingError):
     """A configuration that cannot be used; the message lists every fault."""
+
+
+class StoppedError(TrainingError):
+    """A signal ended a run early, and the run is saved; the message says where it stands.
+
+    Args:
+        place: how far the run is.
+        signal_number: SIGINT or SIGTERM.
+    """
+
+    def __init__(self, place: str, signal_number: int) -> None:
+        super().__init__(place)
+        self.signal_number = signal_number

@@ -85,23 +85,26 @@ def score(network: Network, examples: Examples) -> FloatArray:
     with torch.inference_mode():
         if isinstance(network, Thacil) and examples.rows_per_history >= _LONG_RUN:
             return _score_runs(network, examples, logits)
+        device = next(network.parameters()).device
         for batch in examples.sequential(_ROWS_PER_BATCH):
-            logits[batch.rows] = forward(network, batch).numpy()
+            logits[batch.rows] = forward(network, batch.to(device)).cpu().numpy()
     return logits
 
 
 def _score_runs(network: Thacil, examples: Examples, logits: FloatArray) -> FloatArray:
     """Embed every candidate once, profile every history once; the rest per pair."""
     table = np.empty((examples.num_candidates, network.shape.embedding_dim), np.float32)
+    device = next(network.parameters()).device
     for items, features, categories in examples.candidate_contents(_ROWS_PER_BATCH):
-        table[items] = network.embed(features, categories).numpy()
-    for batch in examples.sequential(_ROWS_PER_BATCH, with_candidates=False):
+        table[items] = network.embed(features.to(device), categories.to(device)).cpu().numpy()
+    for cpu_batch in examples.sequential(_ROWS_PER_BATCH, with_candidates=False):
+        batch = cpu_batch.to(device)
         windows = Windows(batch.clicks, batch.group, batch.first, batch.lengths)
         videos = network.embed(batch.features, batch.categories)
         profile = shared_profile(network, videos, windows)
         runs = torch.bincount(batch.user, minlength=len(batch.lengths)).tolist()
-        candidates = torch.from_numpy(table[batch.candidate.numpy()])
-        logits[batch.rows] = score_runs(network, profile, runs, candidates).numpy()
+        candidates = torch.from_numpy(table[cpu_batch.candidate.numpy()]).to(device)
+        logits[batch.rows] = score_runs(network, profile, runs, candidates).cpu().numpy()
     return logits
 
 
