@@ -25,10 +25,11 @@ from benchmarks.per_row import PerRowDataset, PerRowThacil
 from model_store import FloatArray
 from training.config import RunConfig, load_config
 from training.evaluate import build_network, score, test_examples, train_examples
-from training.fit import make_optimizer, train_step
+from training.fit import make_optimizer
 from training.interactions import ClickLog, Impressions
+from training.loop import train_step
 from training.models import Network
-from training.objective import epoch_batches
+from training.objective import plan_epoch
 
 CATEGORIES, FEATURES, CLICKS, BATCH = 512, 512, 160, 128
 TRAIN_ROWS, TEST_ROWS, CLICK_SHARE = 816, 343, 0.2
@@ -115,7 +116,8 @@ def train_ours(world: World, config: RunConfig, network: Network) -> Iterator[in
     examples = train_examples(config, world.log, world.learns)
     optimizer = make_optimizer(network, config)
     network.train()
-    for batch in epoch_batches(config, examples, np.random.default_rng(0)):
+    plan = plan_epoch(config, examples, np.random.default_rng(0), config.optim.batch_size)
+    for batch in plan.batches():
         train_step(network, optimizer, batch, clip_norm=config.optim.clip_norm)
         yield len(batch.labels)
 

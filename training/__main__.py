@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from model_store import ModelStore, ModelStoreError
 from training.config import MODELS, PRESETS, load_config
-from training.errors import TrainingError
+from training.errors import StoppedError, TrainingError
 from training.ranking import CUTOFFS, MEASURES
 
 if TYPE_CHECKING:
@@ -22,18 +24,20 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; 0 when done, 1 when refused, with the reason on stderr."""
+    """Run one verb; 0 when done, 1 when refused, 128 + n when stopped by signal n."""
     parsed = _parser().parse_args(arguments)
     try:
         parsed.verb(parsed)
+    except StoppedError as exc:
+        again = shlex.join(["python", "-m", "training", *(arguments or sys.argv[1:])])
+        print(f"stopped and saved {exc}; to go on from there:\n  {again}", file=sys.stderr)
+        return 128 + exc.signal_number
     except (TrainingError, ModelStoreError) as exc:
         print(f"error: {exc}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(
-            "interrupted; the same command goes on after the last finished epoch", file=sys.stderr
-        )
-        return 130
+        print("stopped at once; the same command begins again", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 0
 
 
@@ -43,15 +47,20 @@ def fit_verb(options: argparse.Namespace) -> None:
     from training.calibrate import calibrate  # noqa: PLC0415
     from training.fit import fit  # noqa: PLC0415
     from training.interactions import load_click_log  # noqa: PLC0415
+    from training.processes import join_processes  # noqa: PLC0415
 
     given = {"seed": options.seed, "model": options.model}
     top = {key: value for key, value in given.items() if value is not None}
     config = load_config(options.preset, overrides=options.config, top=top)
-    log = load_click_log(options.data)
-    print(f"{len(log.train):,} training impressions, {len(log.train_features):,} videos")
-    progress = fit(config, log, options.out)
-    print(f"best epoch {progress.best_epoch}: validation gAUC {progress.best_auc:.4f}")
-    _print_calibration(calibrate(options.out, log))
+    with join_processes(config.execution.device) as processes:
+        log = load_click_log(options.data, cache=options.cache)
+        if processes.is_first:
+            print(f"{len(log.train):,} training impressions, {len(log.train_features):,} videos")
+        progress = fit(config, log, options.out, processes)
+        if processes.is_first:
+            best = f"{progress.best_epoch}: validation gAUC {progress.best_auc:.4f}"
+            print(f"best epoch {best}")
+            _print_calibration(calibrate(options.out, log))
 
 
 def calibrate_verb(options: argparse.Namespace) -> None:
@@ -59,7 +68,7 @@ def calibrate_verb(options: argparse.Namespace) -> None:
     from training.calibrate import calibrate  # noqa: PLC0415
     from training.interactions import load_click_log  # noqa: PLC0415
 
-    _print_calibration(calibrate(options.run, load_click_log(options.data)))
+    _print_calibration(calibrate(options.run, load_click_log(options.data, cache=options.cache)))
 
 
 def _print_calibration(line: Calibration) -> None:
@@ -78,7 +87,7 @@ def evaluate_verb(options: argparse.Namespace) -> None:
     from training.interactions import load_click_log  # noqa: PLC0415
 
     config, network = load_run(options.run)
-    log = load_click_log(options.data, test_file=options.test_file)
+    log = load_click_log(options.data, test_file=options.test_file, cache=options.cache)
     if log.test is None:
         raise TrainingError(f"{options.data} has no test_data.csv: name one with --test-file")
     raw = score(network, test_examples(config, log, log.test))
@@ -173,7 +182,7 @@ def compare_verb(options: argparse.Namespace) -> None:
     from training.report import comparison_text, write_comparison  # noqa: PLC0415
 
     field = contenders(options.models, preset=options.preset, overrides=options.config)
-    log = load_click_log(options.data, test_file=options.test_file)
+    log = load_click_log(options.data, test_file=options.test_file, cache=options.cache)
     found = compare(
         field,
         log,
@@ -202,7 +211,9 @@ def inspect_verb(options: argparse.Namespace) -> None:
     from training.inspection_report import inspection_text, write_inspection  # noqa: PLC0415
     from training.interactions import load_click_log  # noqa: PLC0415
 
-    summary, distributions = inspect_log(load_click_log(options.data, test_file=options.test_file))
+    summary, distributions = inspect_log(
+        load_click_log(options.data, test_file=options.test_file, cache=options.cache)
+    )
     print(inspection_text(summary, distributions))
     if options.out is not None:
         write_inspection(summary, distributions, options.out)
@@ -242,7 +253,8 @@ no log at hand:
   python -m training synthesize --out LOG
 
 LOG is a directory in the layout of MicroVideo-1.7M: train_data.csv, test_data.csv (user_id,
-item_id, cate_id, is_click, timestamp in ms) and {train,test}_cover_image_feature.npy.
+item_id, cate_id, is_click, timestamp in ms) and {train,test}_cover_image_feature.npy. Instead of
+a .csv there may be a .parquet, or a directory of .parquet files, larger than memory too.
 Every verb explains itself: python -m training VERB --help
 """
 
@@ -269,7 +281,7 @@ def _add_training(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         description="Trains, stops when the validation split of the training file no longer gets "
         "better, and calibrates. The same command after an interruption goes on.",
     )
-    fit.add_argument("--data", type=Path, required=True, help="directory in MicroVideo-1.7M layout")
+    _add_log(fit)
     fit.add_argument("--preset", choices=PRESETS, default="modern")
     fit.add_argument("--model", choices=MODELS, help="which network; thacil when not given")
     fit.add_argument("--config", type=Path, help="TOML file of departures from the preset")
@@ -284,10 +296,7 @@ def _add_training(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "evaluation.json and evaluation_logits.npy into the run.",
     )
     evaluate.add_argument("--run", type=Path, required=True, help="directory that fit wrote")
-    evaluate.add_argument("--data", type=Path, required=True)
-    evaluate.add_argument(
-        "--test-file", help="another CSV, of the test videos; a path or a name in DATA"
-    )
+    _add_log(evaluate, with_test=True)
     evaluate.set_defaults(verb=evaluate_verb)
 
     calibrate = verbs.add_parser(
@@ -297,7 +306,7 @@ def _add_training(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "split. fit does it too; this is for weights that were changed since.",
     )
     calibrate.add_argument("--run", type=Path, required=True)
-    calibrate.add_argument("--data", type=Path, required=True)
+    _add_log(calibrate)
     calibrate.set_defaults(verb=calibrate_verb)
 
 
@@ -333,8 +342,7 @@ def _add_reports(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         description="Prints users, videos, click share, history lengths, time span, the paper's "
         "Fig. 3 and what looks wrong with the log.",
     )
-    inspect.add_argument("--data", type=Path, required=True, help="the log's directory")
-    inspect.add_argument("--test-file", help="another CSV of the test videos")
+    _add_log(inspect, with_test=True)
     inspect.add_argument("--out", type=Path, help="also write inspection.html and .json there")
     inspect.set_defaults(verb=inspect_verb)
 
@@ -345,7 +353,7 @@ def _add_reports(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "report.html, report.json and user_auc.csv. The same command with more models or seeds "
         "does only what is new; after an interruption it goes on.",
     )
-    compare.add_argument("--data", type=Path, required=True, help="the log's directory")
+    _add_log(compare, with_test=True)
     compare.add_argument(
         "--models",
         type=_names,
@@ -371,9 +379,31 @@ def _add_reports(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         metavar="K,K,...",
         help="lengths of top lists (10,20,...,100)",
     )
-    compare.add_argument("--test-file", help="another CSV of the test videos")
     compare.add_argument("--out", type=Path, required=True, help="directory of report and runs")
     compare.set_defaults(verb=compare_verb)
+
+
+def _add_log(verb: argparse.ArgumentParser, *, with_test: bool = False) -> None:
+    verb.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="LOG",
+        help="directory in MicroVideo-1.7M layout",
+    )
+    if with_test:
+        verb.add_argument(
+            "--test-file",
+            metavar="FILE",
+            help="another table of impressions of the test videos: a path, or a name in LOG",
+        )
+    verb.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="where to keep the columns that LOG is turned into, once (LOG/.columns; where LOG "
+        "cannot be written, ~/.cache/thacil-ctr)",
+    )
 
 
 def _names(text: str) -> list[str]:

@@ -12,8 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model_store import FloatArray, IntArray
-from training.interactions import ClickHistories, Impressions
+from model_store import IntArray
+from training.features import Features
+from training.histories import ClickHistories
+from training.impressions import Impressions
+
+_CELLS_PER_DRAW = 1 << 22
 
 Policy = Literal["causal", "paper", "none"]
 
@@ -80,13 +84,13 @@ class VideoTable:
         num_categories: C; also the mark of padding.
     """
 
-    features: FloatArray
+    features: Features
     categories: IntArray
     num_categories: int
 
     @classmethod
     def from_log(
-        cls, features: FloatArray, impressions: Impressions, num_categories: int
+        cls, features: Features, impressions: Impressions, num_categories: int
     ) -> VideoTable:
         """Take every video's category from the impressions that name it."""
         categories = np.full(len(features), num_categories, np.int64)
@@ -212,12 +216,27 @@ def _subsets(
     starts, ends = starts[of_history], ends[of_history]
     lengths = np.minimum(ends - starts, length)
     positions, clicks = _ranges(starts, lengths)
-    for history in np.flatnonzero(ends - starts > length):
-        chosen = rng.choice(ends[history] - starts[history], length, replace=False)
-        positions[clicks[history, :length]] = starts[history] + np.sort(chosen)
+    long = np.flatnonzero(ends - starts > length)
+    for some in np.array_split(long, _pieces(ends[long] - starts[long])) if len(long) else ():
+        chosen = _choose(ends[some] - starts[some], length, rng)
+        positions[clicks[some, :length]] = starts[some, None] + chosen
     group = np.arange(len(of_history))
     user = np.cumsum(new_history) - 1
     return _Layout(positions, clicks, group, np.zeros_like(group), lengths, user)
+
+
+def _pieces(counts: IntArray) -> int:
+    """In how many pieces to draw, so that one user with very many clicks costs no memory."""
+    return max(1, -(-len(counts) * int(counts.max(initial=0)) // _CELLS_PER_DRAW))
+
+
+def _choose(counts: IntArray, length: int, rng: np.random.Generator) -> IntArray:
+    """Draw ``length`` different numbers below each count, ascending: [n, length]."""
+    columns = np.arange(int(counts.max(initial=length)))
+    # The smallest of random keys are a draw without replacement.
+    keys = np.where(columns < counts[:, None], rng.random((len(counts), len(columns))), 2.0)
+    chosen = np.argpartition(keys, length - 1, axis=1)[:, :length]
+    return np.sort(chosen, axis=1)
 
 
 def _ranges(first: IntArray, counts: IntArray) -> tuple[IntArray, IntArray]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,10 +23,11 @@ from model_store import FloatArray
 from training.config import RunConfig
 from training.errors import ConfigError, DataError
 from training.evaluate import score, train_examples
-from training.fit import load_run, split_validation
+from training.fit import load_run
 from training.interactions import ClickLog, Impressions
 from training.metrics import evaluate_scores, probability
 from training.ranking import Doubles, Floats
+from training.shards import Shards
 
 _FILE = "calibration.json"
 _NEWTON_STEPS = 100
@@ -73,9 +75,11 @@ def calibrate(run: Path, log: ClickLog) -> Calibration:
     path, weights = run / _FILE, _digest(run / "best.pt")
     if path.exists() and json.loads(path.read_text())["weights"] == weights:
         return load_calibration(run)
-    learns, validates = split_validation(config, log.train)
+    log, _ = log.indexed()
+    shards = Shards(config, log)
+    validates = shards.validates
     logits = score(network, train_examples(config, log, validates))
-    fitted = fit_line(validates.labels, logits, prior_shift=prior_shift(config, learns))
+    fitted = fit_line(validates.labels, logits, prior_shift=prior_shift(config, shards.learns()))
     before, after = (
         evaluate_scores(validates.user_ids, validates.labels, scores)
         for scores in (logits, fitted.apply(logits))
@@ -103,20 +107,23 @@ def load_calibration(run: Path) -> Calibration:
     return Calibration(saved["prior_shift"], saved["slope"], saved["intercept"])
 
 
-def prior_shift(config: RunConfig, learns: Impressions) -> float:
+def prior_shift(config: RunConfig, learns: Iterable[Impressions]) -> float:
     """Log of the share of negatives that an epoch keeps, 0 or less.
 
-    Dropping negatives multiplies the odds that a model learns by one over that share (King and
+    ``learns`` is in parts of whole users. Dropping negatives multiplies the odds that a model learns by one over that share (King and
     Zeng 2001, prior correction); pairwise losses learn no odds, and shift nothing.
     """
     ratio = config.data.negatives_per_positive
     if ratio is None or config.model == "bpr":
         return 0.0
-    _, user = np.unique(learns.user_ids, return_inverse=True)
-    clicks = np.bincount(user, learns.labels)
-    passed = np.bincount(user) - clicks
-    kept = np.minimum(passed, np.floor(clicks * (1 + ratio)) - clicks)
-    return math.log(kept.sum() / passed.sum()) if kept.sum() else 0.0
+    kept = total = 0.0
+    for part in learns:
+        _, user = np.unique(part.user_ids, return_inverse=True)
+        clicks = np.bincount(user, part.labels)
+        passed = np.bincount(user) - clicks
+        kept += float(np.minimum(passed, np.floor(clicks * (1 + ratio)) - clicks).sum())
+        total += float(passed.sum())
+    return math.log(kept / total) if kept else 0.0
 
 
 def fit_line(labels: Floats, logits: Floats, *, prior_shift: float = 0.0) -> Calibration:

@@ -49,10 +49,13 @@ class DataConfig(_Section):
     training clicks of the user, the target and later ones included, a random subset of longer."""
     negatives_per_positive: Annotated[float, Field(gt=0)] | None = None
     """Negatives drawn anew each epoch per user's positive; all when not given."""
-    validation_item_share: _Share = 0.1
+    validation_item_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the training videos held out: validation is on videos never trained on."""
     validation_time_share: Annotated[float, Field(gt=0, lt=1)] = 0.3
     """Only the last share of the log validates, as a model is used after it was trained."""
+    shard_rows: _Positive = 1 << 23
+    """Impressions that are in memory and shuffled at a time, about 100 bytes each. A larger log is
+    learnt from in shards of whole users, in random order."""
 
 
 class OptimConfig(_Section):
@@ -75,6 +78,24 @@ class OptimConfig(_Section):
     clip_norm: Annotated[float, Field(gt=0)] = 5.0
 
 
+class ExecutionConfig(_Section):
+    """Where and how fast a run computes; only ``precision`` is part of what it learns."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """``auto``: CUDA when there."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """``bfloat16``: forward and backward of training in autocast; weights, optimiser and all
+    scoring stay float32."""
+    compile: bool = False
+    """``torch.compile``: minutes of waiting for faster steps afterwards; needs a C++ compiler."""
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = 10.0
+    """Minutes between checkpoints within an epoch; 0 leaves those at its end."""
+    log_steps: _Positive = 50
+    """Steps between lines of ``steps.jsonl``."""
+    tensorboard: bool = False
+    """The same numbers as TensorBoard events; ``pip install 'thacil-ctr[tensorboard]'``."""
+
+
 class RunConfig(_Section):
     """Everything that decides a run, besides the data."""
 
@@ -87,6 +108,14 @@ class RunConfig(_Section):
     network: NetworkConfig = NetworkConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
+    execution: ExecutionConfig = ExecutionConfig()
+
+    def learns_as(self, other: RunConfig) -> bool:
+        """Say whether two configurations lead to the same weights, wherever they are run."""
+        computing = ExecutionConfig(precision=other.execution.precision)
+        moved = other.model_copy(update={"execution": computing, "threads": 0})
+        own = ExecutionConfig(precision=self.execution.precision)
+        return self.model_copy(update={"execution": own, "threads": 0}) == moved
 
 
 def load_config(
@@ -112,11 +141,59 @@ def parse_config(values: Mapping[str, object], *, source: str) -> RunConfig:
     Raises:
         ConfigError: with every fault, one a line.
     """
+    faults: dict[str, str] = {}
+    config = None
     try:
-        return RunConfig.model_validate(values)
+        config = RunConfig.model_validate(values)
     except ValidationError as exc:
-        faults = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in exc.errors()]
-        raise ConfigError("\n".join([f"{source}: {len(faults)} fault(s)", *faults])) from exc
+        faults = {".".join(map(str, fault["loc"])): fault["msg"] for fault in exc.errors()}
+    faults |= _combinations(config or _without(values, faults), faults)
+    if config is None or faults:
+        lines = [f"  {key}: {text}" for key, text in faults.items()]
+        raise ConfigError("\n".join([f"{source}: {len(faults)} fault(s)", *lines]))
+    return config
+
+
+def _combinations(config: RunConfig | None, faulty: Mapping[str, str]) -> dict[str, str]:
+    """Values that are possible one by one and not together; of faulty keys nothing more is said."""
+    if config is None:
+        return {}
+    net, optim, data = config.network, config.optim, config.data
+    width = net.item_dim + net.category_dim
+    rules = (
+        (
+            width % net.num_heads != 0,
+            ("network.num_heads", "network.item_dim", "network.category_dim"),
+            f"{net.num_heads} heads do not divide item_dim + category_dim = {width} evenly",
+        ),
+        (
+            config.model == "bpr" and optim.batch_size < 2,  # noqa: PLR2004  a pair
+            ("optim.batch_size", "model"),
+            "bpr learns from pairs: a step needs at least 2 impressions",
+        ),
+        (
+            data.shard_rows < optim.batch_size,
+            ("data.shard_rows", "optim.batch_size"),
+            f"a shard of {data.shard_rows} impressions does not fill a step of {optim.batch_size}",
+        ),
+    )
+    return {
+        keys[0]: text for is_so, keys, text in rules if is_so and not any(k in faulty for k in keys)
+    }
+
+
+def _without(values: Mapping[str, object], faulty: Mapping[str, str]) -> RunConfig | None:
+    """Validate what is left without the faulty keys, so that all faults are told at once."""
+    left: dict[str, object] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            left[key] = {k: v for k, v in value.items() if f"{key}.{k}" not in faulty}
+        elif key not in faulty:
+            left[key] = value
+    try:
+        return RunConfig.model_validate(left)
+    except ValidationError:
+        return None
 
 
 def _read_toml(path: Path) -> dict[str, object]:

@@ -4,6 +4,7 @@ TrainingError
 +-- DataError       a log, a feature file or a checkpoint that cannot be used
 +-- ConfigError     unknown keys or impossible values, all faults at once
 +-- PrecisionError  a lower precision that would change rankings
++-- StoppedError    a signal asked for an end; what was done is saved
 """
 
 from __future__ import annotations
@@ -23,3 +24,16 @@ class ConfigError(TrainingError):
 
 class PrecisionError(TrainingError):
     """A lower precision that may not be exported; the message gives value and limit."""
+
+
+class StoppedError(TrainingError):
+    """A signal ended a run early, and the run is saved; the message says where it stands.
+
+    Args:
+        place: how far the run is.
+        signal_number: SIGINT or SIGTERM.
+    """
+
+    def __init__(self, place: str, signal_number: int) -> None:
+        super().__init__(place)
+        self.signal_number = signal_number

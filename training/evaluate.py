@@ -10,7 +10,7 @@ from training.batches import Batch, Policy, VideoTable
 from training.config import RunConfig
 from training.errors import DataError
 from training.examples import Examples
-from training.interactions import ClickHistories, ClickLog, Impressions
+from training.interactions import ClickLog, Impressions
 from training.metrics import evaluate_lists, evaluate_scores
 from training.models import PERSONAL_MODELS, Network, PersonalNetwork, build_baseline
 from training.models.thacil import Thacil, ThacilShape
@@ -85,30 +85,32 @@ def score(network: Network, examples: Examples) -> FloatArray:
     with torch.inference_mode():
         if isinstance(network, Thacil) and examples.rows_per_history >= _LONG_RUN:
             return _score_runs(network, examples, logits)
+        device = next(network.parameters()).device
         for batch in examples.sequential(_ROWS_PER_BATCH):
-            logits[batch.rows] = forward(network, batch).numpy()
+            logits[batch.rows] = forward(network, batch.to(device)).cpu().numpy()
     return logits
 
 
 def _score_runs(network: Thacil, examples: Examples, logits: FloatArray) -> FloatArray:
     """Embed every candidate once, profile every history once; the rest per pair."""
     table = np.empty((examples.num_candidates, network.shape.embedding_dim), np.float32)
+    device = next(network.parameters()).device
     for items, features, categories in examples.candidate_contents(_ROWS_PER_BATCH):
-        table[items] = network.embed(features, categories).numpy()
-    for batch in examples.sequential(_ROWS_PER_BATCH, with_candidates=False):
+        table[items] = network.embed(features.to(device), categories.to(device)).cpu().numpy()
+    for cpu_batch in examples.sequential(_ROWS_PER_BATCH, with_candidates=False):
+        batch = cpu_batch.to(device)
         windows = Windows(batch.clicks, batch.group, batch.first, batch.lengths)
         videos = network.embed(batch.features, batch.categories)
         profile = shared_profile(network, videos, windows)
         runs = torch.bincount(batch.user, minlength=len(batch.lengths)).tolist()
-        candidates = torch.from_numpy(table[batch.candidate.numpy()])
-        logits[batch.rows] = score_runs(network, profile, runs, candidates).numpy()
+        candidates = torch.from_numpy(table[cpu_batch.candidate.numpy()]).to(device)
+        logits[batch.rows] = score_runs(network, profile, runs, candidates).cpu().numpy()
     return logits
 
 
 def train_examples(config: RunConfig, log: ClickLog, impressions: Impressions) -> Examples:
     """Impressions of the training videos, with the clicks that each may see as history."""
-    videos = VideoTable.from_log(log.train_features, log.train, log.num_categories)
-    return _examples(config, log, impressions, videos)
+    return _examples(config, log, impressions, _training_videos(log))
 
 
 def test_examples(config: RunConfig, log: ClickLog, impressions: Impressions) -> Examples:
@@ -129,12 +131,18 @@ def _examples(
     return Examples(
         impressions,
         candidates,
-        ClickHistories.from_impressions(log.train),
-        VideoTable.from_log(log.train_features, log.train, log.num_categories),
+        log.indexed()[1].histories,
+        _training_videos(log),
         policy=history_policy(config),
         history_length=config.network.num_blocks * config.network.block_size,
         block_size=config.network.block_size,
     )
+
+
+def _training_videos(log: ClickLog) -> VideoTable:
+    named = log.indexed()[1].categories
+    categories = np.where(named < 0, log.num_categories, named)
+    return VideoTable(log.train_features, categories, log.num_categories)
 
 
 def measure(impressions: Impressions, logits: FloatArray) -> dict[str, float]:

@@ -7,7 +7,9 @@ clicks once and computes each history's profile once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,11 +17,41 @@ from torch import Tensor
 
 from model_store import IntArray
 from training.batches import Batch, Histories, Policy, VideoTable, make_batch
-from training.interactions import ClickHistories, Impressions
+from training.histories import ClickHistories
+from training.impressions import Impressions
 
 # Of one user's impressions to be scored this many share a row of clicks: more would make the
 # rows of users who clicked a lot meanwhile too wide.
 _SCORED_TOGETHER = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """An epoch's order; what a step holds depends on its number alone, so any can be the first.
+
+    Attributes:
+        examples: whose impressions they are.
+        rows: [n], positions in the impressions, step after step.
+        chunks: [n], rows of one chunk are of one user and share a row of clicks.
+        batch_size: rows of a step; the last one may have fewer.
+        seed: of what is drawn within steps.
+    """
+
+    examples: Examples
+    rows: IntArray
+    chunks: IntArray
+    batch_size: int
+    seed: int
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.rows) / self.batch_size)
+
+    def batches(self, first: int = 0) -> Iterator[Batch]:
+        """Yield the steps from this one on."""
+        for step in range(first, len(self)):
+            part = slice(step * self.batch_size, (step + 1) * self.batch_size)
+            rng = np.random.default_rng([self.seed, step])
+            yield self.examples.batch(self.rows[part], self.chunks[part], rng)
 
 
 class Examples:
@@ -110,8 +142,8 @@ class Examples:
         *,
         negatives: float | None = None,
         rows_per_user: int = 32,
-    ) -> Iterator[Batch]:
-        """Batches for training: chunks of users' impressions in random order.
+    ) -> Plan:
+        """Plan training steps: chunks of users' impressions in random order.
 
         Args:
             batch_size: impressions per step; an incomplete last batch is dropped, as its
@@ -125,11 +157,9 @@ class Examples:
         chunks = self._chunks(rows, rows_per_user, rng)
         place = rng.permutation(int(chunks[-1]) + 1)[chunks]
         order = np.argsort(place, kind="stable")
-        rows, chunks = rows[order], place[order]
         stop = max(len(rows) - len(rows) % batch_size, min(len(rows), batch_size))
-        for begin in range(0, stop, batch_size):
-            part = slice(begin, begin + batch_size)
-            yield self._batch(rows[part], chunks[part], rng)
+        order = order[:stop]
+        return Plan(self, rows[order], place[order], batch_size, int(rng.integers(1 << 62)))
 
     def _chunks(
         self, rows: IntArray, size: int, rng: np.random.Generator | None = None
@@ -145,8 +175,8 @@ class Examples:
         rank //= size
         return np.cumsum(np.r_[False, (rank[1:] != rank[:-1]) | new_user[1:]])
 
-    def pairs(self, batch_size: int, rng: np.random.Generator) -> Iterator[Batch]:
-        """Batches for a pairwise loss: clicks, then as many videos passed over by their users.
+    def pairs(self, batch_size: int, rng: np.random.Generator) -> Plan:
+        """Plan steps for a pairwise loss: clicks, then as many videos passed over by their users.
 
         Every click whose user also passed a video over comes once, with one of those drawn anew
         at random (Rendle et al. 2009, section 4.2).
@@ -156,12 +186,11 @@ class Examples:
             rng: the epoch's randomness.
         """
         clicks, others = self._draw_pairs(rng)
-        half = max(1, batch_size // 2)
-        stop = max(len(clicks) - len(clicks) % half, min(len(clicks), half))
-        for begin in range(0, stop, half):
-            part = slice(begin, begin + half)
-            rows = np.concatenate([clicks[part], others[part]])
-            yield self._batch(rows, np.arange(len(rows)), rng)
+        half = min(max(1, batch_size // 2), max(1, len(clicks)))
+        stop = len(clicks) - len(clicks) % half
+        steps = [pairs[:stop].reshape(-1, half) for pairs in (clicks, others)]
+        rows = np.concatenate(steps, axis=1).reshape(-1)
+        return Plan(self, rows, np.arange(len(rows)), 2 * half, int(rng.integers(1 << 62)))
 
     def _draw_pairs(self, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
         labels, users = self.impressions.labels, self.impressions.user_ids
@@ -173,10 +202,6 @@ class Examples:
         others = passed[first + (rng.random(len(clicks)) * count).astype(np.int64)]
         order = rng.permutation(len(clicks))
         return clicks[order], others[order]
-
-    def steps(self, batch_size: int) -> int:
-        """How many batches an epoch has when no negatives are sampled."""
-        return max(1, len(self) // batch_size)
 
     def _sample_negatives(self, ratio: float, rng: np.random.Generator) -> IntArray:
         labels, users = self.impressions.labels, self.impressions.user_ids
@@ -191,7 +216,8 @@ class Examples:
         chosen[order[keep]] = True
         return self._order[chosen[self._order]]
 
-    def _batch(self, rows: IntArray, chunks: IntArray, rng: np.random.Generator | None) -> Batch:
+    def batch(self, rows: IntArray, chunks: IntArray, rng: np.random.Generator | None) -> Batch:
+        """Build the batch of some impressions; see :func:`training.batches.make_batch`."""
         return make_batch(
             self.impressions, self._candidates, self._histories, rows, chunks=chunks, rng=rng
         )

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from model_store import FloatArray, IntArray
-from training.interactions import ClickHistories, ClickLog, Impressions
+from model_store import IntArray
+from training.interactions import ClickLog, Features, Impressions
 
 HISTORY_LENGTH = 160
 """Clicks that the paper's network sees at most."""
@@ -125,9 +125,8 @@ def _distributions(log: ClickLog) -> Distributions:
     category = train.categories[row] if len(named) else np.zeros(0, np.int64)
     history = per_user = np.zeros(0, np.int64)
     if test is not None:
-        starts, ends = ClickHistories.from_impressions(train).bounds(
-            test.user_ids, test.timestamps_ms
-        )
+        histories = log.indexed()[1].histories
+        starts, ends = histories.bounds(test.user_ids, test.timestamps_ms)
         history = ends - starts
         per_user = np.unique(test.user_ids, return_counts=True)[1]
     return Distributions(
@@ -205,7 +204,7 @@ def _row_faults(name: str, rows: Impressions) -> list[str]:
     return [f"{name}: {text}" for is_so, text in checks if is_so]
 
 
-def _video_faults(name: str, rows: Impressions, features: FloatArray) -> list[str]:
+def _video_faults(name: str, rows: Impressions, features: Features) -> list[str]:
     pairs = _first_of_each(rows.item_ids, rows.categories)
     videos, categories = np.unique(rows.item_ids[pairs], return_counts=True)
     several = int((categories > 1).sum())
@@ -220,7 +219,7 @@ def _video_faults(name: str, rows: Impressions, features: FloatArray) -> list[st
     return [f"{name}: {text}" for count, text in checks if count]
 
 
-def _feature_faults(features: FloatArray) -> tuple[int, int]:
+def _feature_faults(features: Features) -> tuple[int, int]:
     """Count all-zero rows, and rows equal to an earlier one, in pieces to bound memory."""
     rng = np.random.default_rng(0)
     odd = rng.integers(0, 2**63, features.shape[1], dtype=np.uint64) | np.uint64(1)

@@ -163,7 +163,7 @@ def test_pairs_are_a_click_and_another_video_of_the_same_user(log: ClickLog) -> 
     assert log.test is not None
     examples = test_examples(_config("bpr"), log, log.test)
     rows = examples.impressions
-    halves = [b.rows.reshape(2, -1) for b in examples.pairs(2, np.random.default_rng(0))]
+    halves = [b.rows.reshape(2, -1) for b in examples.pairs(2, np.random.default_rng(0)).batches()]
     clicked, other = np.concatenate(halves, axis=1)
     usable = {u for u in np.unique(rows.user_ids) if 0 in rows.labels[rows.user_ids == u]}
     clicks = np.flatnonzero((rows.labels == 1) & np.isin(rows.user_ids, sorted(usable)))

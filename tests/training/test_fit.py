@@ -16,8 +16,9 @@ from training.config import RunConfig, load_config
 from training.errors import ConfigError
 from training.evaluate import forward, measure, measure_lists, score, test_examples
 from training.examples import Examples
-from training.fit import fit, load_run, split_validation
+from training.fit import fit, load_run
 from training.interactions import ClickLog, load_click_log
+from training.split import split_validation
 from training.synthetic import synthesize
 
 TINY = """
@@ -150,7 +151,7 @@ def test_shuffled_batches_hold_every_impression_once(config: RunConfig, log: Cli
     """An epoch is a permutation, up to the incomplete last batch."""
     examples = _examples(config, log)
 
-    batches = list(examples.shuffled(64, np.random.default_rng(0)))
+    batches = list(examples.shuffled(64, np.random.default_rng(0)).batches())
     rows = np.concatenate([batch.rows for batch in batches])
 
     assert len(rows) == len(np.unique(rows)) == len(examples) // 64 * 64
@@ -162,7 +163,8 @@ def test_a_users_impressions_stay_together_in_chunks(config: RunConfig, log: Cli
     users = examples.impressions.user_ids
     seen = []
     for seed in (0, 1):
-        batches = examples.shuffled(10_000, np.random.default_rng(seed), rows_per_user=8)
+        plan = examples.shuffled(10_000, np.random.default_rng(seed), rows_per_user=8)
+        batches = list(plan.batches())
         rows = np.concatenate([batch.rows for batch in batches])
         change = np.flatnonzero(np.diff(users[rows])) + 1
         runs = np.diff(np.r_[0, change, len(rows)])
@@ -177,9 +179,7 @@ def test_sampled_negatives_keep_their_ratio(config: RunConfig, log: ClickLog) ->
     """With one negative a click, clicks and others balance, and every epoch draws anew."""
     examples = _examples(config, log)
     drawn = [
-        np.concatenate(
-            [b.rows for b in examples.shuffled(1, np.random.default_rng(s), negatives=1)]
-        )
+        np.concatenate([examples.shuffled(1, np.random.default_rng(s), negatives=1).rows])
         for s in (0, 1)
     ]
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from model_store import Click, visible_history
 from training.errors import DataError
+from training.features import checked_halves
 from training.interactions import (
     ClickHistories,
     Impressions,
@@ -69,13 +70,14 @@ def test_an_empty_file_has_no_columns(tmp_path: Path) -> None:
 
 
 def test_features_must_be_numbers(tmp_path: Path) -> None:
-    """A NaN is named by its row; another shape by what it is."""
+    """A NaN, and what float16 cannot hold, is named by its row; another shape by what it is."""
     path = tmp_path / "features.npy"
     features = np.ones((4, 3), np.float32)
-    features[2, 1] = np.nan
-    np.save(path, features)
-    with pytest.raises(DataError, match=r"features\.npy, row 2: a feature is NaN"):
-        load_features(path)
+    for value, reason in ((np.nan, "a feature is NaN"), (-7e4, "a feature is -70000, float16")):
+        features[2, 1] = value
+        np.save(path, features)
+        with pytest.raises(DataError, match=rf"features\.npy, row 2: {reason}"):
+            list(checked_halves(path, load_features(path)))
 
     np.save(path, np.ones(4, np.float32))
     with pytest.raises(DataError, match=r"shape \(4,\)"):

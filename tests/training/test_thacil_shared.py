@@ -86,7 +86,7 @@ def test_shared_logits_are_the_plain_ones(
     network = _network().eval()
     examples = _examples(seed, **world)  # type: ignore[arg-type]
     rng = np.random.default_rng(seed)
-    for batch in examples.shuffled(batch_size, rng, rows_per_user=rows_per_user):
+    for batch in examples.shuffled(batch_size, rng, rows_per_user=rows_per_user).batches():
         with torch.inference_mode():
             torch.testing.assert_close(
                 forward(network, batch), _plain(network, batch), atol=2e-5, rtol=1e-5
@@ -97,7 +97,7 @@ def test_shared_gradients_are_the_plain_ones() -> None:
     """Every parameter gets the same gradient, so training is the same but for rounding."""
     network = _network().train()
     examples = _examples(1, rows=300, users=5, click_share=0.5, policy="causal")
-    batch = next(examples.shuffled(200, np.random.default_rng(0), rows_per_user=16))
+    batch = next(examples.shuffled(200, np.random.default_rng(0), rows_per_user=16).batches())
     gradients = []
     for compute in (forward, _plain):
         network.zero_grad()
@@ -114,7 +114,7 @@ def test_far_apart_scores_give_finite_gradients() -> None:
     """Attention scores hundreds apart neither overflow nor divide zero by zero."""
     network = _network(gain=30.0).train()
     examples = _examples(1, rows=300, users=5, click_share=0.5, policy="causal")
-    batch = next(examples.shuffled(200, np.random.default_rng(0), rows_per_user=16))
+    batch = next(examples.shuffled(200, np.random.default_rng(0), rows_per_user=16).batches())
     loss = forward(network, batch).mean()
     loss.backward()
 
