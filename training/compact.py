@@ -47,6 +47,8 @@ def compact(network: Thacil) -> tuple[Thacil, dict[str, Kept]]:
     alive = _above(small.output.weight.detach().abs()[0])
     kept["hidden"] = Kept(int(alive.sum()), len(alive))
     small.hidden = _rows(small.hidden, alive)
+    if small.interaction is not None:
+        small.interaction = _rows(small.interaction, alive)
     small.output = _columns(small.output, alive)
     return small, kept
 

@@ -41,6 +41,8 @@ def build_network(
         num_blocks=net.num_blocks,
         block_size=net.block_size,
         hidden_dim=net.hidden_dim,
+        interaction=net.interaction,
+        block_age=net.block_age,
     )
 
     def thacil() -> Thacil:

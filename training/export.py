@@ -33,14 +33,14 @@ _TOLERANCE = 1e-5
 def layout_of(network: Thacil) -> Layout:
     """Return the sizes of the graphs that a network exports to."""
     shape, width = network.shape, network.shape.embedding_dim
-    attention = network.target_attention.query.out_features
+    halves = network.target_attention.query.out_features + network.hidden.out_features
     return Layout(
         feature_dim=shape.feature_dim,
         num_categories=shape.num_categories,
         num_blocks=shape.num_blocks,
         block_size=shape.block_size,
-        row_dim=attention + network.hidden.out_features + width,
-        candidate_dim=attention + network.hidden.out_features,
+        row_dim=halves + width,
+        candidate_dim=halves if network.interaction is None else halves + width,
         profile_dim=width,
     )
 

@@ -20,9 +20,9 @@ import torch
 from training.config import RunConfig
 from training.errors import PrecisionError
 from training.evaluate import measure, score, train_examples
-from training.fit import split_validation
 from training.interactions import ClickLog
 from training.models.thacil import Thacil
+from training.split import split_validation
 
 Precision = Literal["float32", "float16"]
 

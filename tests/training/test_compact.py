@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
 
 from model_store import Model
@@ -16,9 +19,9 @@ SHAPE = ThacilShape(
 )  # fmt: skip
 
 
-def network() -> Thacil:
+def network(*, interaction: bool = False) -> Thacil:
     torch.manual_seed(1)
-    return Thacil(SHAPE).eval()
+    return Thacil(replace(SHAPE, interaction=interaction)).eval()
 
 
 def test_a_live_network_stays_as_it_is() -> None:
@@ -32,9 +35,10 @@ def test_a_live_network_stays_as_it_is() -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_dead_units_go_and_answers_stay() -> None:
+@pytest.mark.parametrize("interaction", [False, True])
+def test_dead_units_go_and_answers_stay(interaction: bool) -> None:
     """Unheard units, constant units and unheard hidden units go; logits do not move."""
-    net = network()
+    net = network(interaction=interaction)
     with torch.no_grad():
         net.target_attention.score.weight[:, 3:] = 0
         net.target_attention.value.bias[0] = 2.0

@@ -13,8 +13,8 @@ from training.export import golden_cases, publish
 from training.models.thacil import Thacil, ThacilShape
 
 
-@pytest.fixture(scope="module")
-def network() -> Thacil:
+@pytest.fixture(scope="module", params=[False, True], ids=["paper", "modern"])
+def network(request: pytest.FixtureRequest) -> Thacil:
     torch.manual_seed(5)
     shape = ThacilShape(
         feature_dim=6,
@@ -25,6 +25,8 @@ def network() -> Thacil:
         num_blocks=3,
         block_size=4,
         hidden_dim=8,
+        interaction=request.param,
+        block_age=request.param,
     )
     network = Thacil(shape).eval()
     # Fresh norms are the identity and fresh biases zero: too plain to tell anything.

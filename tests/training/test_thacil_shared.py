@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -28,12 +30,14 @@ SHAPE = ThacilShape(
 VIDEOS = 30
 
 
-def _network(*, dropout: float = 0.0, gain: float = 2.0) -> Thacil:
+def _network(*, dropout: float = 0.0, gain: float = 2.0, modern: bool = True) -> Thacil:
     torch.manual_seed(3)
-    network = Thacil(SHAPE, dropout=dropout)
+    network = Thacil(replace(SHAPE, interaction=modern, block_age=modern), dropout=dropout)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(gain)
+        if network.block_age is not None:
+            network.block_age.normal_()
     return network
 
 
@@ -130,10 +134,11 @@ def test_dropout_on_attention_is_not_shared() -> None:
     assert can_share(network.eval())
 
 
+@pytest.mark.parametrize("modern", [False, True])
 @pytest.mark.parametrize("click_share", [0.0, 0.02, 0.6])
-def test_scores_by_run_are_the_plain_ones(click_share: float) -> None:
+def test_scores_by_run_are_the_plain_ones(click_share: float, modern: bool) -> None:
     """Long runs of candidates per history are scored by another way to the same answer."""
-    network = _network().eval()
+    network = _network(modern=modern).eval()
     examples = _examples(2, rows=2000, users=20, click_share=click_share, policy="paper")
     assert examples.rows_per_history >= 16
 

@@ -61,8 +61,14 @@ class ScoreHead(nn.Module):
     def forward(self, user_profile: Tensor, candidate_rows: Tensor) -> Tensor:
         """Score tiles: user_profile [T, K, P], candidate_rows [T, M, C] -> logits [T, M]."""
         net, attention = self.network, self.network.target_attention
-        query_THM, item_TEM = candidate_rows.transpose(1, 2).split(
-            [attention.query.out_features, net.hidden.out_features], dim=1
+        # Where the head multiplies user and candidate, a row ends with the candidate itself.
+        query_THM, item_TEM, *candidate = candidate_rows.transpose(1, 2).split(
+            [
+                attention.query.out_features,
+                net.hidden.out_features,
+                *([] if net.interaction is None else [net.shape.embedding_dim]),
+            ],
+            dim=1,
         )
         key_TKH = functional.linear(user_profile, attention.value.weight)
         units_TKHM = torch.relu(key_TKH[..., None] + query_THM[:, None])
@@ -78,6 +84,8 @@ class ScoreHead(nn.Module):
         total_T1X = ones_K[None] @ weights_TKDM.reshape(tiles, blocks, -1)
         user_TDM = (ones_K[None] @ values_TKX / total_T1X).reshape(tiles, width, candidates)
         user_half_ED, _ = net.hidden.weight.split(net.shape.embedding_dim, dim=1)
-        hidden_TEM = torch.relu(user_half_ED @ user_TDM + item_TEM)
-        logit_T1M: Tensor = net.output.weight @ hidden_TEM + net.output.bias
+        hidden_TEM = user_half_ED @ user_TDM + item_TEM
+        if net.interaction is not None:
+            hidden_TEM = hidden_TEM + net.interaction.weight @ (user_TDM * candidate[0])
+        logit_T1M: Tensor = net.output.weight @ torch.relu(hidden_TEM) + net.output.bias
         return logit_T1M.squeeze(1)

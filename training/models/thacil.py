@@ -30,6 +30,8 @@ class ThacilShape:
         num_blocks: B, temporal blocks.
         block_size: S, clicks per block.
         hidden_dim: E, width of the feed-forward layer.
+        interaction: the feed-forward layer sees [u; x; u * x], not the paper's [u; x].
+        block_age: each block carries a trained vector of its age, which the paper has not.
     """
 
     feature_dim: int
@@ -40,6 +42,8 @@ class ThacilShape:
     num_blocks: int = 8
     block_size: int = 20
     hidden_dim: int = 128
+    interaction: bool = False
+    block_age: bool = False
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be built."""
@@ -153,11 +157,25 @@ class Thacil(nn.Module):
             num_blocks=shape.num_blocks,
             dropout=dropout,
         )
+        # Differs from the paper where asked for: eq. 9 knows what is in a block, not how old it
+        # is. Row 0 is of the newest block; zero until trained.
+        self.block_age = (
+            nn.Parameter(torch.zeros(shape.num_blocks, shape.embedding_dim))
+            if shape.block_age
+            else None
+        )
         self.norm = nn.LayerNorm(shape.embedding_dim, eps=1e-8)
         self.target_attention = AdditiveAttention(
             shape.embedding_dim, shape.embedding_dim, dropout=dropout
         )
         self.hidden = nn.Linear(2 * shape.embedding_dim, shape.hidden_dim)
+        # Differs from the paper where asked for: likeness of user and candidate, feature by
+        # feature, which a layer of sums has to learn from scratch.
+        self.interaction = (
+            nn.Linear(shape.embedding_dim, shape.hidden_dim, bias=False)
+            if shape.interaction
+            else None
+        )
         self.output = nn.Linear(shape.hidden_dim, 1)
         self.drop = nn.Dropout(dropout)
         self.hidden_drop = nn.Dropout(max(dropout, hidden_dropout))
@@ -218,7 +236,15 @@ class Thacil(nn.Module):
 
     def fuse(self, local_UBD: Tensor, valid_UB: Tensor) -> Profile:
         """Add what came before to each block, and normalise: u = LN(l + g)."""
-        return Profile(self.norm(local_UBD + self.self_attention(local_UBD, valid_UB)), valid_UB)
+        return self.normalised(local_UBD + self.self_attention(local_UBD, valid_UB), valid_UB)
+
+    def normalised(self, fused_UBD: Tensor, valid_UB: Tensor) -> Profile:
+        """Finish a profile: add each block's age where the network knows ages, and normalise."""
+        if self.block_age is not None:
+            places_B = torch.arange(fused_UBD.shape[1], device=fused_UBD.device)
+            age_UB = (valid_UB.sum(dim=1, keepdim=True) - 1 - places_B).clamp(min=0)
+            fused_UBD = fused_UBD + functional.embedding(age_UB, self.block_age)
+        return Profile(self.norm(fused_UBD), valid_UB)
 
     def target(self, profile: Profile, candidates_ND: Tensor) -> Tensor:
         """Weigh the blocks by one candidate per profile (eq. 9): N profiles -> [N, D]."""
@@ -228,8 +254,10 @@ class Thacil(nn.Module):
 
     def head(self, user_ND: Tensor, candidates_ND: Tensor) -> Tensor:
         """Feed-forward part (section 3.3): logits [N]."""
-        hidden = torch.relu(self.hidden(torch.cat([user_ND, candidates_ND], dim=-1)))
-        logit: Tensor = self.drop(self.output(self.hidden_drop(hidden)))
+        hidden = self.hidden(torch.cat([user_ND, candidates_ND], dim=-1))
+        if self.interaction is not None:
+            hidden = hidden + self.interaction(user_ND * candidates_ND)
+        logit: Tensor = self.drop(self.output(self.hidden_drop(torch.relu(hidden))))
         return logit.squeeze(-1)
 
     def forward(

@@ -101,6 +101,8 @@ def score_runs(
         user_ND = weights_NBD.mul_(profile.blocks[user, blocks]).sum(dim=1)
         hidden_NE = functional.linear(candidates, item_weight, network.hidden.bias)
         hidden_NE += functional.linear(user_ND, user_weight)
+        if network.interaction is not None:
+            hidden_NE += network.interaction(user_ND * candidates)
         logits.append(network.output(hidden_NE.relu_()).squeeze(-1))
     return torch.cat(logits)
 
@@ -119,8 +121,7 @@ def shared_profile(network: Thacil, videos_VD: Tensor, windows: Windows) -> Prof
     weight, weighted = sums_UBD.chunk(2, dim=-1)
     # An empty block has neither weight nor value: zeros, as the reference gives it.
     local_UBD = weighted / weight.masked_fill(~valid_UB[..., None], 1.0)
-    blocks_UBD = network.norm(local_UBD + _earlier_blocks(network, local_UBD, valid_UB))
-    return Profile(blocks_UBD, valid_UB)
+    return network.normalised(local_UBD + _earlier_blocks(network, local_UBD, valid_UB), valid_UB)
 
 
 def _earlier_blocks(network: Thacil, local_UBD: Tensor, valid_UB: Tensor) -> Tensor:
