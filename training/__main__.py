@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model_store import ModelStore, ModelStoreError
-from training.config import MODELS, PRESETS, load_config
-from training.errors import StoppedError, TrainingError
+from training.command_line import make_parser
+from training.config import load_config, preset_text
+from training.errors import ConfigError, StoppedError, TrainingError
 from training.ranking import CUTOFFS, MEASURES
 
 if TYPE_CHECKING:
@@ -22,12 +24,15 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; 0 when done, 1 when refused, 128 + n when stopped by signal n."""
-    parsed = _parser().parse_args(arguments)
+    parsed = make_parser().parse_args(arguments)
     try:
-        parsed.verb(parsed)
+        if parsed.verb != "fit" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError(f"{parsed.verb} runs in one process: only fit takes torchrun")
+        _VERBS[parsed.verb](parsed)
     except StoppedError as exc:
         again = shlex.join(["python", "-m", "training", *(arguments or sys.argv[1:])])
-        print(f"stopped and saved {exc}; to go on from there:\n  {again}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"stopped and saved {exc}; to go on from there:\n  {again}", file=sys.stderr)
         return 128 + exc.signal_number
     except (TrainingError, ModelStoreError) as exc:
         print(f"error: {exc}", file=sys.stderr)
@@ -60,6 +65,11 @@ def fit_verb(options: argparse.Namespace) -> None:
             _print_calibration(calibrate(options.out, log))
 
 
+def settings_verb(options: argparse.Namespace) -> None:
+    """Print a preset."""
+    print(preset_text(options.preset), end="")
+
+
 def calibrate_verb(options: argparse.Namespace) -> None:
     """Fit a run's calibration to its validation split."""
     from training.calibrate import calibrate  # noqa: PLC0415
@@ -82,11 +92,13 @@ def evaluate_verb(options: argparse.Namespace) -> None:
     from training.evaluate import measure, measure_lists, score, test_examples  # noqa: PLC0415
     from training.fit import load_run  # noqa: PLC0415
     from training.interactions import load_click_log  # noqa: PLC0415
+    from training.processes import scoring_device  # noqa: PLC0415
 
     config, network = load_run(options.run)
     log = load_click_log(options.data, test_file=options.test_file, cache=options.cache)
     if log.test is None:
         raise TrainingError(f"{options.data} has no test_data.csv: name one with --test-file")
+    network.to(scoring_device(config.execution.device))
     raw = score(network, test_examples(config, log, log.test))
     logits = load_calibration(options.run).apply(raw)
     measured, lists = measure(log.test, logits), measure_lists(log.test, logits)
@@ -220,217 +232,18 @@ def synthesize_verb(options: argparse.Namespace) -> None:
     print(f"best possible per-user AUC of the test file: {report.oracle_auc:.4f}")
 
 
-_PATH = """\
-from a log to a served version:
-  python -m training inspect  --data LOG
-  python -m training fit      --data LOG --out RUN
-  python -m training evaluate --data LOG --run RUN
-  python -m training export   --run RUN --store STORE      # prints VERSION
-  python -m training promote VERSION --store STORE
-
-which model is best on this log, and how sure that is:
-  python -m training compare  --data LOG --seeds 3 --out REPORT
-
-no log at hand:
-  python -m training synthesize --out LOG
-
-LOG is a directory in the layout of MicroVideo-1.7M: train_data.csv, test_data.csv (user_id,
-item_id, cate_id, is_click, timestamp in ms) and {train,test}_cover_image_feature.npy. Instead of
-a .csv there may be a .parquet, or a directory of .parquet files, larger than memory too.
-Every verb explains itself: python -m training VERB --help
-"""
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m training",
-        description="From a raw click log to a published THACIL version.",
-        epilog=_PATH,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
-    _add_training(verbs)
-    _add_publishing(verbs)
-    _add_reports(verbs)
-    _add_sources(verbs)
-    return parser
-
-
-def _add_training(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    fit = verbs.add_parser(
-        "fit",
-        help="train on a click log",
-        description="Trains, stops when the validation split of the training file no longer gets "
-        "better, and calibrates. The same command after an interruption goes on.",
-    )
-    _add_log(fit)
-    fit.add_argument("--preset", choices=PRESETS, default="modern")
-    fit.add_argument("--model", choices=MODELS, help="which network; thacil when not given")
-    fit.add_argument("--config", type=Path, help="TOML file of departures from the preset")
-    fit.add_argument("--seed", type=int, help="overrides the configuration's")
-    fit.add_argument("--out", type=Path, required=True, help="run directory; resumes if begun")
-    fit.set_defaults(verb=fit_verb)
-
-    evaluate = verbs.add_parser(
-        "evaluate",
-        help="score a test file with a trained run",
-        description="Prints AUC per user, gAUC, log loss, calibration and top-K lists, and writes "
-        "evaluation.json and evaluation_logits.npy into the run.",
-    )
-    evaluate.add_argument("--run", type=Path, required=True, help="directory that fit wrote")
-    _add_log(evaluate, with_test=True)
-    evaluate.set_defaults(verb=evaluate_verb)
-
-    calibrate = verbs.add_parser(
-        "calibrate",
-        help="fit a run's calibration again",
-        description="Fits the line that makes probabilities of a run's logits to its validation "
-        "split. fit does it too; this is for weights that were changed since.",
-    )
-    calibrate.add_argument("--run", type=Path, required=True)
-    _add_log(calibrate)
-    calibrate.set_defaults(verb=calibrate_verb)
-
-
-def _add_publishing(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    export = verbs.add_parser(
-        "export",
-        help="publish a trained run as a version",
-        description="Exports three ONNX graphs, calibration folded in, proves them on golden cases "
-        "and publishes them. Prints the version; nothing serves it before promote.",
-    )
-    export.add_argument("--run", type=Path, required=True)
-    export.add_argument("--store", type=Path, required=True)
-    export.set_defaults(verb=export_verb)
-
-    promote = verbs.add_parser("promote", help="make a version the current one")
-    promote.add_argument("version")
-    promote.add_argument("--store", type=Path, required=True)
-    promote.set_defaults(verb=promote_verb)
-
-
-def _add_reports(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    inspect = verbs.add_parser(
-        "inspect",
-        help="say what a log holds and what looks wrong",
-        description="Prints users, videos, click share, history lengths, time span, the paper's "
-        "Fig. 3 and what looks wrong with the log.",
-    )
-    _add_log(inspect, with_test=True)
-    inspect.add_argument("--out", type=Path, help="also write inspection.html and .json there")
-    inspect.set_defaults(verb=inspect_verb)
-
-    compare = verbs.add_parser(
-        "compare",
-        help="train and test several models under one protocol",
-        description="Trains each model with each seed, scores the test file and writes "
-        "report.html, report.json and user_auc.csv. The same command with more models or seeds "
-        "does only what is new; after an interruption it goes on.",
-    )
-    _add_log(compare, with_test=True)
-    compare.add_argument(
-        "--models",
-        type=_names,
-        default=list(MODELS),
-        metavar="A,B,...",
-        help=f"each MODEL, MODEL@PRESET or MODEL@FILE.toml; models are {', '.join(MODELS)} "
-        "(all, when not given)",
-    )
-    compare.add_argument(
-        "--seeds", type=_count, default=3, metavar="N", help="seeds 1 to N of each (3)"
-    )
-    compare.add_argument(
-        "--preset", choices=PRESETS, default="modern", help="of models that name none (modern)"
-    )
-    compare.add_argument("--config", type=Path, help="TOML file of departures, for all models")
-    compare.add_argument(
-        "--against", metavar="NAME", help="whom the others are held against (the first thacil)"
-    )
-    compare.add_argument(
-        "--cutoffs",
-        type=_counts,
-        default=list(CUTOFFS),
-        metavar="K,K,...",
-        help="lengths of top lists (10,20,...,100)",
-    )
-    compare.add_argument("--out", type=Path, required=True, help="directory of report and runs")
-    compare.set_defaults(verb=compare_verb)
-
-
-def _add_log(verb: argparse.ArgumentParser, *, with_test: bool = False) -> None:
-    verb.add_argument(
-        "--data",
-        type=Path,
-        required=True,
-        metavar="LOG",
-        help="directory in MicroVideo-1.7M layout",
-    )
-    if with_test:
-        verb.add_argument(
-            "--test-file",
-            metavar="FILE",
-            help="another table of impressions of the test videos: a path, or a name in LOG",
-        )
-    verb.add_argument(
-        "--cache",
-        type=Path,
-        metavar="DIR",
-        help="where to keep the columns that LOG is turned into, once (LOG/.columns; where LOG "
-        "cannot be written, ~/.cache/thacil-ctr)",
-    )
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is below 1")
-    return value
-
-
-def _counts(text: str) -> list[int]:
-    return [_count(part) for part in text.split(",")]
-
-
-def _add_sources(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    synthesize = verbs.add_parser(
-        "synthesize",
-        help="write a synthetic world's click log",
-        description="Writes a log in which every user has a few interests that drift, and clicks "
-        "are drawn from a known probability; prints the best AUC that any model can reach on its "
-        "test file. The same arguments give the same bytes.",
-    )
-    for name, count, what in (
-        ("users", 600, "users"),
-        ("videos", 6000, "videos, a quarter of them only in the test file"),
-        ("interactions", 150_000, "impressions, the last fifth of the time being the test file"),
-        ("categories", 32, "categories of videos"),
-        ("features", 64, "numbers of a video's content feature"),
-        ("seed", 7, "another one makes another world"),
-    ):
-        synthesize.add_argument(
-            f"--{name}", type=int, default=count, metavar="N", help=f"{what} ({count:,})"
-        )
-    synthesize.add_argument(
-        "--full-size",
-        action="store_true",
-        help="the sizes of MicroVideo-1.7M in place of those above: 12.7 million impressions, "
-        "1.7 million videos, 512 features; 4 GB on disk, several minutes",
-    )
-    synthesize.add_argument("--out", type=Path, required=True, metavar="LOG", help="its directory")
-    synthesize.set_defaults(verb=synthesize_verb)
-
-    imported = verbs.add_parser(
-        "import-checkpoint", help="publish a TensorFlow checkpoint of the reference code"
-    )
-    imported.add_argument("--checkpoint", required=True, help="path without .index or .data-...")
-    imported.add_argument("--store", type=Path, required=True)
-    imported.add_argument("--blocks", type=int, default=8, help="temporal blocks (8)")
-    imported.add_argument("--block-size", type=int, default=20, help="clicks per block (20)")
-    imported.set_defaults(verb=import_verb)
+_VERBS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "fit": fit_verb,
+    "settings": settings_verb,
+    "calibrate": calibrate_verb,
+    "evaluate": evaluate_verb,
+    "export": export_verb,
+    "import-checkpoint": import_verb,
+    "promote": promote_verb,
+    "compare": compare_verb,
+    "inspect": inspect_verb,
+    "synthesize": synthesize_verb,
+}
 
 
 if __name__ == "__main__":

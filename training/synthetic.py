@@ -99,27 +99,26 @@ def synthesize(
     Raises:
         DataError: sizes of which no world can be made.
     """
+    arguments = {key: value for key, value in locals().items() if key != "out"}
     _check(users, videos, interactions, categories, feature_dim)
     rng = np.random.default_rng(seed)
     out.mkdir(parents=True, exist_ok=True)
     first_test = int(videos * (1 - test_video_share))
     category = _write_videos(rng, out, (first_test, videos - first_test), categories, feature_dim)
-    features = tuple(map_npy(out / f"{name}_cover_image_feature.npy") for name in PARTS)
-    user = np.sort(rng.integers(0, users, interactions))
-    moment = rng.random(interactions)
-    order = np.lexsort((moment, user))
-    user, moment = user[order], moment[order]
+    user, moment = _moments(rng, users, interactions)
     is_test = moment >= 1 - test_share
     interests = _Interests(rng, users, categories, feature_dim)
     video = _choose(rng, interests, user, moment, category, is_test, first_test)
+    halves = list(zip(PARTS, (~is_test, is_test), (0, first_test), strict=True))
     probability = np.empty(interactions)
-    for rows, first, table in ((~is_test, 0, features[0]), (is_test, first_test, features[1])):
+    for name, rows, first in halves:
+        features = map_npy(out / f"{name}_cover_image_feature.npy")
         probability[rows] = interests.click_probability(
-            user[rows], moment[rows], category[video[rows]], table, video[rows] - first
+            user[rows], moment[rows], category[video[rows]], features, video[rows] - first
         )
     label = (rng.random(interactions) < probability).astype(np.int64)
     times = _START_MS + (moment * _SPAN_MS).astype(np.int64)
-    for name, rows, first in zip(PARTS, (~is_test, is_test), (0, first_test), strict=True):
+    for name, rows, first in halves:
         shown = (user, video - first, category[video], label, times)
         _write_csv(out / f"{name}_data.csv", [column[rows] for column in shown])
         np.save(out / f"{name}_probability.npy", probability[rows].astype(np.float32))
@@ -131,19 +130,16 @@ def synthesize(
         oracle_auc=mean_auc(*test),
         oracle_gauc=weighted_auc(*test),
     )
-    arguments = {
-        "users": users,
-        "videos": videos,
-        "interactions": interactions,
-        "seed": seed,
-        "categories": categories,
-        "feature_dim": feature_dim,
-        "test_share": test_share,
-        "test_video_share": test_video_share,
-    }
-    text = json.dumps({**arguments, **asdict(report)}, indent=2)
-    (out / "world.json").write_text(text + "\n")
+    (out / "world.json").write_text(json.dumps({**arguments, **asdict(report)}, indent=2) + "\n")
     return report
+
+
+def _moments(rng: np.random.Generator, users: int, count: int) -> tuple[IntArray, Doubles]:
+    """Draw whose and when each impression is, 0 to 1, sorted by both."""
+    user = np.sort(rng.integers(0, users, count))
+    moment = rng.random(count)
+    order = np.lexsort((moment, user))
+    return user[order], moment[order]
 
 
 class _Interests:
