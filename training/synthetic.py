@@ -122,16 +122,22 @@ def synthesize(
         shown = (user, video - first, category[video], label, times)
         _write_csv(out / f"{name}_data.csv", [column[rows] for column in shown])
         np.save(out / f"{name}_probability.npy", probability[rows].astype(np.float32))
+    report = _report(user, label, probability, is_test)
+    (out / "world.json").write_text(json.dumps({**arguments, **asdict(report)}, indent=2) + "\n")
+    return report
+
+
+def _report(
+    user: IntArray, label: IntArray, probability: Doubles, is_test: npt.NDArray[np.bool_]
+) -> WorldReport:
     test = user[is_test], label[is_test].astype(np.float32), probability[is_test]
-    report = WorldReport(
+    return WorldReport(
         train_rows=int((~is_test).sum()),
         test_rows=int(is_test.sum()),
         click_share=float(label.mean()),
         oracle_auc=mean_auc(*test),
         oracle_gauc=weighted_auc(*test),
     )
-    (out / "world.json").write_text(json.dumps({**arguments, **asdict(report)}, indent=2) + "\n")
-    return report
 
 
 def _moments(rng: np.random.Generator, users: int, count: int) -> tuple[IntArray, Doubles]:
