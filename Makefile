@@ -11,8 +11,9 @@ STAMP := .venv/.installed
 DATA ?=
 ONCE ?=
 ONLY ?=
+SECONDS_OF_EPOCH ?=
 
-.PHONY: help install check test chaos demo verify-deploy bench bench-state bench-training format clean
+.PHONY: help install check test chaos demo verify-deploy bench bench-state bench-training bench-full-size format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 16
@@ -52,6 +53,9 @@ bench-state: $(STAMP)  ## memory and speed of the store, into benchmarks/results
 
 bench-training: $(STAMP)  ## training and evaluation speed beside a per-row implementation
 	$(BIN)/python -m benchmarks.training
+
+bench-full-size: $(STAMP)  ## reading and training a log of MicroVideo-1.7M's size: time and memory
+	$(BIN)/python -m benchmarks.full_size $(if $(SECONDS_OF_EPOCH),--seconds $(SECONDS_OF_EPOCH))
 
 format: $(STAMP)  ## rewrite the code in the house format
 	$(BIN)/ruff check --fix-only --exit-zero . && $(BIN)/ruff format .

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import signal
 import sys
+<<<<<<< HEAD
 from collections.abc import Sequence
 from dataclasses import asdict
+=======
+from collections.abc import Callable, Sequence
+>>>>>>> w-data
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model_store import ModelStore, ModelStoreError
-from training.config import MODELS, PRESETS, load_config
-from training.errors import StoppedError, TrainingError
+from training.command_line import make_parser
+from training.config import load_config, preset_text
+from training.errors import ConfigError, StoppedError, TrainingError
 from training.ranking import CUTOFFS, MEASURES
 
 if TYPE_CHECKING:
@@ -25,12 +31,15 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; 0 when done, 1 when refused, 128 + n when stopped by signal n."""
-    parsed = _parser().parse_args(arguments)
+    parsed = make_parser().parse_args(arguments)
     try:
-        parsed.verb(parsed)
+        if parsed.verb != "fit" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError(f"{parsed.verb} runs in one process: only fit takes torchrun")
+        _VERBS[parsed.verb](parsed)
     except StoppedError as exc:
         again = shlex.join(["python", "-m", "training", *(arguments or sys.argv[1:])])
-        print(f"stopped and saved {exc}; to go on from there:\n  {again}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"stopped and saved {exc}; to go on from there:\n  {again}", file=sys.stderr)
         return 128 + exc.signal_number
     except (TrainingError, ModelStoreError) as exc:
         print(f"error: {exc}", file=sys.stderr)
@@ -63,6 +72,11 @@ def fit_verb(options: argparse.Namespace) -> None:
             _print_calibration(calibrate(options.out, log))
 
 
+def settings_verb(options: argparse.Namespace) -> None:
+    """Print a preset."""
+    print(preset_text(options.preset), end="")
+
+
 def calibrate_verb(options: argparse.Namespace) -> None:
     """Fit a run's calibration to its validation split."""
     from training.calibrate import calibrate  # noqa: PLC0415
@@ -85,11 +99,13 @@ def evaluate_verb(options: argparse.Namespace) -> None:
     from training.evaluate import measure, measure_lists, score, test_examples  # noqa: PLC0415
     from training.fit import load_run  # noqa: PLC0415
     from training.interactions import load_click_log  # noqa: PLC0415
+    from training.processes import scoring_device  # noqa: PLC0415
 
     config, network = load_run(options.run)
     log = load_click_log(options.data, test_file=options.test_file, cache=options.cache)
     if log.test is None:
         raise TrainingError(f"{options.data} has no test_data.csv: name one with --test-file")
+    network.to(scoring_device(config.execution.device))
     raw = score(network, test_examples(config, log, log.test))
     logits = load_calibration(options.run).apply(raw)
     measured, lists = measure(log.test, logits), measure_lists(log.test, logits)
@@ -222,15 +238,17 @@ def inspect_verb(options: argparse.Namespace) -> None:
 
 def synthesize_verb(options: argparse.Namespace) -> None:
     """Write a synthetic world's click log."""
-    from training.synthetic import synthesize  # noqa: PLC0415
+    from training.synthetic import FULL_SIZE, synthesize  # noqa: PLC0415
 
-    report = synthesize(
-        options.out,
-        users=options.users,
-        videos=options.videos,
-        interactions=options.interactions,
-        seed=options.seed,
-    )
+    sizes = {
+        "users": options.users,
+        "videos": options.videos,
+        "interactions": options.interactions,
+        "categories": options.categories,
+        "feature_dim": options.features,
+    }
+    sizes = FULL_SIZE if options.full_size else sizes
+    report = synthesize(options.out, seed=options.seed, **sizes)
     print(
         f"{report.train_rows:,} training and {report.test_rows:,} test impressions in "
         f"{options.out}, {report.click_share:.1%} clicked"
@@ -238,6 +256,7 @@ def synthesize_verb(options: argparse.Namespace) -> None:
     print(f"best possible per-user AUC of the test file: {report.oracle_auc:.4f}")
 
 
+<<<<<<< HEAD
 _PATH = """\
 from a log to a served version:
   python -m training inspect  --data LOG
@@ -438,6 +457,20 @@ def _add_sources(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     imported.add_argument("--blocks", type=int, default=8, help="temporal blocks (8)")
     imported.add_argument("--block-size", type=int, default=20, help="clicks per block (20)")
     imported.set_defaults(verb=import_verb)
+=======
+_VERBS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "fit": fit_verb,
+    "settings": settings_verb,
+    "calibrate": calibrate_verb,
+    "evaluate": evaluate_verb,
+    "export": export_verb,
+    "import-checkpoint": import_verb,
+    "promote": promote_verb,
+    "compare": compare_verb,
+    "inspect": inspect_verb,
+    "synthesize": synthesize_verb,
+}
+>>>>>>> w-data
 
 
 if __name__ == "__main__":

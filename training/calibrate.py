@@ -26,6 +26,7 @@ from training.evaluate import score, train_examples
 from training.fit import load_run
 from training.interactions import ClickLog, Impressions
 from training.metrics import evaluate_scores, probability
+from training.processes import scoring_device
 from training.ranking import Doubles, Floats
 from training.shards import Shards
 
@@ -78,6 +79,7 @@ def calibrate(run: Path, log: ClickLog) -> Calibration:
     log, _ = log.indexed()
     shards = Shards(config, log)
     validates = shards.validates
+    network.to(scoring_device(config.execution.device))
     logits = score(network, train_examples(config, log, validates))
     fitted = fit_line(validates.labels, logits, prior_shift=prior_shift(config, shards.learns()))
     before, after = (

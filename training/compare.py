@@ -25,6 +25,7 @@ from training.inspection import clicks_of_users
 from training.interactions import ClickLog, Impressions
 from training.metrics import Reliability, reliability, user_auc
 from training.models import count_parameters
+from training.processes import scoring_device
 from training.ranking import CUTOFFS, MEASURES, Convention, Doubles, TopK, top_k
 from training.significance import Paired, compare_paired, holm
 
@@ -347,6 +348,7 @@ def _scored(run: Path, log: ClickLog, test: Impressions) -> tuple[FloatArray, in
             digest.update(column[begin : begin + _ROWS_PER_CHUNK].tobytes())
     stamp, saved = run / "test_logits.sha256", run / "test_logits.npy"
     if not (stamp.exists() and saved.exists() and stamp.read_text() == digest.hexdigest()):
+        network.to(scoring_device(config.execution.device))
         np.save(saved, score(network, test_examples(config, log, test)))
         # Written last: what has a stamp is whole.
         stamp.write_text(digest.hexdigest())

@@ -132,11 +132,15 @@ def load_config(
     """
     if preset not in PRESETS:
         raise ConfigError(f"preset {preset!r} does not exist, there are {', '.join(PRESETS)}")
-    text = resources.files("training.presets").joinpath(f"{preset}.toml").read_text()
-    merged: dict[str, object] = {"preset": preset, **tomllib.loads(text)}
+    merged: dict[str, object] = {"preset": preset, **tomllib.loads(preset_text(preset))}
     if overrides is not None:
         merged = _merge(merged, _read_toml(overrides))
     return parse_config(_merge(merged, dict(top or {})), source=str(overrides or preset))
+
+
+def preset_text(preset: str) -> str:
+    """Return a preset's TOML, comments included."""
+    return resources.files("training.presets").joinpath(f"{preset}.toml").read_text()
 
 
 def parse_config(values: Mapping[str, object], *, source: str) -> RunConfig:

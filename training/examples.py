@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from model_store import IntArray
 from training.batches import Batch, Histories, Policy, VideoTable, make_batch
@@ -123,7 +124,8 @@ class Examples:
             with_candidates: if not, ``candidate`` of a batch holds item ids, and their contents
                 come from :meth:`candidate_contents`.
         """
-        for begin in range(0, len(self), batch_size):
+        begins = range(0, len(self), batch_size)
+        for begin in tqdm(begins, desc="scoring", mininterval=2, leave=False, disable=None):
             rows = self._order[begin : begin + batch_size]
             yield make_batch(
                 self.impressions,

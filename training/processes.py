@@ -109,6 +109,11 @@ def device_of(name: str, local_rank: int = 0) -> torch.device:
     return torch.device("cuda", local_rank) if has_cuda and name != "cpu" else torch.device("cpu")
 
 
+def scoring_device(name: str) -> torch.device:
+    """Choose a device for weights that may have been trained on another machine."""
+    return device_of("cpu" if name == "cpu" else "auto")
+
+
 @contextlib.contextmanager
 def join_processes(device: str) -> Iterator[Processes]:
     """Take part in what ``torchrun`` started; one process where it started nothing.
