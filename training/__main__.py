@@ -8,12 +8,8 @@ import os
 import shlex
 import signal
 import sys
-<<<<<<< HEAD
-from collections.abc import Sequence
-from dataclasses import asdict
-=======
 from collections.abc import Callable, Sequence
->>>>>>> w-data
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -149,7 +145,8 @@ def export_verb(options: argparse.Namespace) -> None:
                 f"precision is exported if gAUC on its validation split moves by less than {LIMIT}"
             )
         rounded = halved(network)
-        moved = check_precision(config, network, rounded, load_click_log(options.data))
+        log = load_click_log(options.data, cache=options.cache)
+        moved = check_precision(config, network, rounded, log)
         print(
             f"gAUC on validation {moved.gauc:.6f}, {moved.moved:.2g} from {moved.float32_gauc:.6f} "
             f"in float32; the limit is {LIMIT}"
@@ -256,208 +253,6 @@ def synthesize_verb(options: argparse.Namespace) -> None:
     print(f"best possible per-user AUC of the test file: {report.oracle_auc:.4f}")
 
 
-<<<<<<< HEAD
-_PATH = """\
-from a log to a served version:
-  python -m training inspect  --data LOG
-  python -m training fit      --data LOG --out RUN
-  python -m training evaluate --data LOG --run RUN
-  python -m training export   --run RUN --store STORE      # prints VERSION
-  python -m training promote VERSION --store STORE
-
-which model is best on this log, and how sure that is:
-  python -m training compare  --data LOG --seeds 3 --out REPORT
-
-no log at hand:
-  python -m training synthesize --out LOG
-
-LOG is a directory in the layout of MicroVideo-1.7M: train_data.csv, test_data.csv (user_id,
-item_id, cate_id, is_click, timestamp in ms) and {train,test}_cover_image_feature.npy. Instead of
-a .csv there may be a .parquet, or a directory of .parquet files, larger than memory too.
-Every verb explains itself: python -m training VERB --help
-"""
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m training",
-        description="From a raw click log to a published THACIL version.",
-        epilog=_PATH,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
-    _add_training(verbs)
-    _add_publishing(verbs)
-    _add_reports(verbs)
-    _add_sources(verbs)
-    return parser
-
-
-def _add_training(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    fit = verbs.add_parser(
-        "fit",
-        help="train on a click log",
-        description="Trains, stops when the validation split of the training file no longer gets "
-        "better, and calibrates. The same command after an interruption goes on.",
-    )
-    _add_log(fit)
-    fit.add_argument("--preset", choices=PRESETS, default="modern")
-    fit.add_argument("--model", choices=MODELS, help="which network; thacil when not given")
-    fit.add_argument("--config", type=Path, help="TOML file of departures from the preset")
-    fit.add_argument("--seed", type=int, help="overrides the configuration's")
-    fit.add_argument("--out", type=Path, required=True, help="run directory; resumes if begun")
-    fit.set_defaults(verb=fit_verb)
-
-    evaluate = verbs.add_parser(
-        "evaluate",
-        help="score a test file with a trained run",
-        description="Prints AUC per user, gAUC, log loss, calibration and top-K lists, and writes "
-        "evaluation.json and evaluation_logits.npy into the run.",
-    )
-    evaluate.add_argument("--run", type=Path, required=True, help="directory that fit wrote")
-    _add_log(evaluate, with_test=True)
-    evaluate.set_defaults(verb=evaluate_verb)
-
-    calibrate = verbs.add_parser(
-        "calibrate",
-        help="fit a run's calibration again",
-        description="Fits the line that makes probabilities of a run's logits to its validation "
-        "split. fit does it too; this is for weights that were changed since.",
-    )
-    calibrate.add_argument("--run", type=Path, required=True)
-    _add_log(calibrate)
-    calibrate.set_defaults(verb=calibrate_verb)
-
-
-def _add_publishing(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    export = verbs.add_parser(
-        "export",
-        help="publish a trained run as a version",
-        description="Exports three ONNX graphs, calibration folded in, proves them on golden cases "
-        "and publishes them. Prints the version; nothing serves it before promote.",
-    )
-    export.add_argument("--run", type=Path, required=True)
-    export.add_argument("--store", type=Path, required=True)
-    export.add_argument(
-        "--precision",
-        choices=("float32", "float16"),
-        default="float32",
-        help="of the weights; float16 halves the files, runs no faster on a CPU, and is refused "
-        "where gAUC on validation moves by 1e-4 or more (float32)",
-    )
-    export.add_argument("--data", type=Path, help="the run's log, for a lower precision")
-    export.set_defaults(verb=export_verb)
-
-    promote = verbs.add_parser("promote", help="make a version the current one")
-    promote.add_argument("version")
-    promote.add_argument("--store", type=Path, required=True)
-    promote.set_defaults(verb=promote_verb)
-
-
-def _add_reports(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    inspect = verbs.add_parser(
-        "inspect",
-        help="say what a log holds and what looks wrong",
-        description="Prints users, videos, click share, history lengths, time span, the paper's "
-        "Fig. 3 and what looks wrong with the log.",
-    )
-    _add_log(inspect, with_test=True)
-    inspect.add_argument("--out", type=Path, help="also write inspection.html and .json there")
-    inspect.set_defaults(verb=inspect_verb)
-
-    compare = verbs.add_parser(
-        "compare",
-        help="train and test several models under one protocol",
-        description="Trains each model with each seed, scores the test file and writes "
-        "report.html, report.json and user_auc.csv. The same command with more models or seeds "
-        "does only what is new; after an interruption it goes on.",
-    )
-    _add_log(compare, with_test=True)
-    compare.add_argument(
-        "--models",
-        type=_names,
-        default=list(MODELS),
-        metavar="A,B,...",
-        help=f"each MODEL, MODEL@PRESET or MODEL@FILE.toml; models are {', '.join(MODELS)} "
-        "(all, when not given)",
-    )
-    compare.add_argument(
-        "--seeds", type=_count, default=3, metavar="N", help="seeds 1 to N of each (3)"
-    )
-    compare.add_argument(
-        "--preset", choices=PRESETS, default="modern", help="of models that name none (modern)"
-    )
-    compare.add_argument("--config", type=Path, help="TOML file of departures, for all models")
-    compare.add_argument(
-        "--against", metavar="NAME", help="whom the others are held against (the first thacil)"
-    )
-    compare.add_argument(
-        "--cutoffs",
-        type=_counts,
-        default=list(CUTOFFS),
-        metavar="K,K,...",
-        help="lengths of top lists (10,20,...,100)",
-    )
-    compare.add_argument("--out", type=Path, required=True, help="directory of report and runs")
-    compare.set_defaults(verb=compare_verb)
-
-
-def _add_log(verb: argparse.ArgumentParser, *, with_test: bool = False) -> None:
-    verb.add_argument(
-        "--data",
-        type=Path,
-        required=True,
-        metavar="LOG",
-        help="directory in MicroVideo-1.7M layout",
-    )
-    if with_test:
-        verb.add_argument(
-            "--test-file",
-            metavar="FILE",
-            help="another table of impressions of the test videos: a path, or a name in LOG",
-        )
-    verb.add_argument(
-        "--cache",
-        type=Path,
-        metavar="DIR",
-        help="where to keep the columns that LOG is turned into, once (LOG/.columns; where LOG "
-        "cannot be written, ~/.cache/thacil-ctr)",
-    )
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is below 1")
-    return value
-
-
-def _counts(text: str) -> list[int]:
-    return [_count(part) for part in text.split(",")]
-
-
-def _add_sources(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    synthesize = verbs.add_parser("synthesize", help="write a synthetic world's click log")
-    synthesize.add_argument("--users", type=int, default=600)
-    synthesize.add_argument("--videos", type=int, default=6000)
-    synthesize.add_argument("--interactions", type=int, default=150_000)
-    synthesize.add_argument("--seed", type=int, default=7)
-    synthesize.add_argument("--out", type=Path, required=True)
-    synthesize.set_defaults(verb=synthesize_verb)
-
-    imported = verbs.add_parser(
-        "import-checkpoint", help="publish a TensorFlow checkpoint of the reference code"
-    )
-    imported.add_argument("--checkpoint", required=True, help="path without .index or .data-...")
-    imported.add_argument("--store", type=Path, required=True)
-    imported.add_argument("--blocks", type=int, default=8, help="temporal blocks (8)")
-    imported.add_argument("--block-size", type=int, default=20, help="clicks per block (20)")
-    imported.set_defaults(verb=import_verb)
-=======
 _VERBS: dict[str, Callable[[argparse.Namespace], None]] = {
     "fit": fit_verb,
     "settings": settings_verb,
@@ -470,7 +265,6 @@ _VERBS: dict[str, Callable[[argparse.Namespace], None]] = {
     "inspect": inspect_verb,
     "synthesize": synthesize_verb,
 }
->>>>>>> w-data
 
 
 if __name__ == "__main__":
