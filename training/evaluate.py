@@ -13,6 +13,8 @@ from training.examples import Examples
 from training.interactions import ClickLog, Impressions
 from training.metrics import evaluate_lists, evaluate_scores
 from training.models import PERSONAL_MODELS, Network, PersonalNetwork, build_baseline
+from training.models.lstm import Lstm
+from training.models.lstm_attention import LstmAttention
 from training.models.thacil import Thacil, ThacilShape
 from training.models.thacil_shared import (
     Windows,
@@ -69,6 +71,10 @@ def forward(network: Network, batch: Batch) -> torch.Tensor:
     elif isinstance(network, Thacil) and can_share(network):
         windows = Windows(batch.clicks, batch.group, batch.first, batch.lengths)
         logits = shared_logits(network, videos, windows, batch.user, candidates)
+    elif isinstance(network, Lstm | LstmAttention) and network.training:
+        windows = Windows(batch.clicks, batch.group, batch.first, batch.lengths)
+        profile = network.shared_profile(videos, windows)
+        logits = network.score(profile.index_select(0, batch.user), candidates)
     else:
         clicks = torch.nn.functional.embedding(batch.history, videos)
         logits = network(clicks, batch.lengths, batch.user, candidates)

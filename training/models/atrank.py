@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from training.layers import FeedForwardHead, VideoEmbedding, masked_softmax, valid_positions
+from training.layers import MASKED_SCORE, FeedForwardHead, VideoEmbedding, valid_positions
 
 # Ages of 1, 2-3, 4-7, ... clicks; the last bucket holds all from 2^11 on.
 _AGE_BUCKETS = 12
@@ -32,7 +33,7 @@ class MultiHeadAttention(nn.Module):
         self.key = nn.Linear(dim, dim)
         self.value = nn.Linear(dim, dim)
         self.norm = nn.LayerNorm(dim, eps=1e-8)
-        self.drop = nn.Dropout(dropout)
+        self.dropout = dropout
 
     def keys(self, behaviours_ULD: Tensor) -> tuple[Tensor, Tensor]:
         """Project what is attended to: keys and values, each [U, L, D]."""
@@ -44,11 +45,17 @@ class MultiHeadAttention(nn.Module):
         """Attend: Q queries over L projected positions of the same row -> [N, Q, D]."""
         query_NHQK = self._heads(torch.relu(self.query(queries_NQD)))
         key_NHLK, value_NHLK = self._heads(keys_NLD), self._heads(values_NLD)
-        scores = query_NHQK @ key_NHLK.transpose(-1, -2) * key_NHLK.shape[-1] ** -0.5
-        weights = masked_softmax(scores, valid_NL[:, None, None], dim=-1)
+        # Fused, since L x L scores of every head and history are mostly memory traffic.
+        attended_NHQK = functional.scaled_dot_product_attention(
+            query_NHQK,
+            key_NHLK,
+            value_NHLK,
+            attn_mask=torch.where(valid_NL, 0.0, MASKED_SCORE)[:, None, None],
+            dropout_p=self.dropout if self.training else 0.0,
+        )
         # Nothing to attend to: nothing added, rather than a mean over padding.
-        weights = weights.masked_fill(~valid_NL[:, None, None], 0.0)
-        attended = (self.drop(weights) @ value_NHLK).transpose(1, 2).flatten(-2)
+        attended = attended_NHQK.transpose(1, 2).flatten(-2)
+        attended = attended.masked_fill(~valid_NL.any(dim=-1)[:, None, None], 0.0)
         normed: Tensor = self.norm(queries_NQD + attended)
         return normed
 

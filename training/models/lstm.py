@@ -12,6 +12,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from training.layers import FeedForwardHead, VideoEmbedding
+from training.models.recurrent import shared_states
+from training.models.thacil_shared import Windows
 
 
 class Lstm(nn.Module):
@@ -56,7 +58,13 @@ class Lstm(nn.Module):
         states_ULK, _ = self.lstm(clicks_ULD)
         last_U11 = (lengths_U - 1).clamp(min=0)[:, None, None]
         state_U1K: Tensor = states_ULK.gather(1, last_U11.expand(-1, 1, states_ULK.shape[2]))
-        return state_U1K.masked_fill((lengths_U == 0)[:, None, None], 0.0)
+        return _without_clicks_zero(state_U1K, lengths_U)
+
+    def shared_profile(self, videos_VD: Tensor, windows: Windows) -> Tensor:
+        """Profile histories that share rows of clicks, for training: [U, 1, K]."""
+        last_U1 = (windows.lengths - 1).clamp(min=0)[:, None]
+        state_U1K = shared_states(self.lstm, videos_VD, windows, last_U1)
+        return _without_clicks_zero(state_U1K, windows.lengths)
 
     def score(self, profile_N1K: Tensor, candidates_ND: Tensor) -> Tensor:
         """Score one candidate per profile: logits [N]."""
@@ -69,3 +77,7 @@ class Lstm(nn.Module):
         """Score impressions, ``user_N`` being each one's row in ``clicks_ULD``: logits [N]."""
         profile = self.profile(clicks_ULD, lengths_U)
         return self.score(profile.index_select(0, user_N), candidates_ND)
+
+
+def _without_clicks_zero(state_U1K: Tensor, lengths_U: Tensor) -> Tensor:
+    return state_U1K.masked_fill((lengths_U == 0)[:, None, None], 0.0)

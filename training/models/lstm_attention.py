@@ -19,6 +19,8 @@ from training.layers import (
     masked_softmax,
     valid_positions,
 )
+from training.models.recurrent import every_place, shared_states
+from training.models.thacil_shared import Windows
 
 
 class LstmAttention(nn.Module):
@@ -61,7 +63,15 @@ class LstmAttention(nn.Module):
         A position is ``[1 if it holds a click | W3 state + b3 | state]``.
         """
         states_ULK, _ = self.lstm(clicks_ULD)
-        valid_UL1 = valid_positions(clicks_ULD, lengths_U)[..., None]
+        return self._profile(states_ULK, lengths_U)
+
+    def shared_profile(self, videos_VD: Tensor, windows: Windows) -> Tensor:
+        """Profile histories that share rows of clicks, for training: [U, L, 1 + 2K]."""
+        states_ULK = shared_states(self.lstm, videos_VD, windows, every_place(windows))
+        return self._profile(states_ULK, windows.lengths)
+
+    def _profile(self, states_ULK: Tensor, lengths_U: Tensor) -> Tensor:
+        valid_UL1 = valid_positions(states_ULK, lengths_U)[..., None]
         keys_ULK = self.attention.drop(self.attention.value(states_ULK))
         return torch.cat(
             [valid_UL1.to(states_ULK.dtype), keys_ULK, states_ULK.masked_fill(~valid_UL1, 0.0)],
