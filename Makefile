@@ -45,7 +45,7 @@ demo: $(STAMP)  ## train, publish, serve and report; DATA=DIR takes your log, ON
 verify-deploy:  ## build the images, run the compose project and check it; docker or podman
 	deploy/verify.sh
 
-bench: $(STAMP)  ## speed of the service beside its floor and its peers; ONLY=head,http,peers,events,memory
+bench: $(STAMP)  ## speed of the service beside its floor and its peers; ONLY=head,http,peers,events,memory,gpu
 	$(BIN)/python -m benchmarks.serving $(if $(ONLY),--only $(ONLY))
 
 bench-state: $(STAMP)  ## memory and speed of the store, into benchmarks/results

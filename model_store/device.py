@@ -11,7 +11,13 @@ import onnxruntime as ort
 
 from model_store.errors import DeviceError
 
+Arena = Literal["same_as_requested", "next_power_of_two"]
+
 _CUDA: Final = "CUDAExecutionProvider"
+_ARENAS: Final[dict[Arena, str]] = {
+    "same_as_requested": "kSameAsRequested",
+    "next_power_of_two": "kNextPowerOfTwo",
+}
 _DRIVER: Final = Path("/dev/nvidiactl")
 
 
@@ -22,10 +28,15 @@ class Device:
     Attributes:
         kind: cpu or cuda.
         memory_mb: of a CUDA device for each session; 0 for no limit.
+        arena: how the memory of a CUDA device grows: by what is asked for, or to the next power of
+            two, which asks the driver less often and wastes up to half.
+        bind: run the score head on buffers that stay; on a CUDA device always.
     """
 
     kind: Literal["cpu", "cuda"] = "cpu"
     memory_mb: int = 0
+    arena: Arena = "same_as_requested"
+    bind: bool = False
 
     def providers(self) -> list[str | tuple[str, dict[str, Any]]]:
         """Return ONNX Runtime's execution providers, in order of preference."""
@@ -34,7 +45,7 @@ class Device:
         options = {
             # The golden answers were made in full float32.
             "use_tf32": "0",
-            "arena_extend_strategy": "kSameAsRequested",
+            "arena_extend_strategy": _ARENAS[self.arena],
         }
         if self.memory_mb:
             options["gpu_mem_limit"] = str(self.memory_mb * 2**20)
@@ -56,7 +67,12 @@ class Device:
 CPU: Final = Device()
 
 
-def find_device(wanted: Literal["auto", "cpu", "cuda"], *, memory_mb: int = 0) -> Device:
+def find_device(
+    wanted: Literal["auto", "cpu", "cuda"],
+    *,
+    memory_mb: int = 0,
+    arena: Arena = "same_as_requested",
+) -> Device:
     """Choose a device; ``auto`` takes CUDA where a driver and a build for it are there.
 
     Raises:
@@ -72,4 +88,4 @@ def find_device(wanted: Literal["auto", "cpu", "cuda"], *, memory_mb: int = 0) -
         return CPU
     # Finds the libraries that were installed beside it from PyPI.
     ort.preload_dlls()
-    return Device("cuda", memory_mb)
+    return Device("cuda", memory_mb, arena, bind=True)

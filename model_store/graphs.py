@@ -1,4 +1,4 @@
-"""The one place where ONNX Runtime is spoken: three graphs opened as one model."""
+"""Three graphs opened as one model, in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from model_store.bound_session import BoundSession
 from model_store.device import CPU, Device
 from model_store.errors import GoldenMismatchError, GraphInvalidError
 from model_store.history import FloatArray, IntArray, blocks_of
@@ -65,6 +66,9 @@ class Model:
     ) -> None:
         self.layout = layout
         self._sessions = {name: _session(name, graphs[name], device) for name in GRAPHS}
+        bind = device.bind or device.kind == "cuda"
+        head = self._sessions["score_head"]
+        self._bound_head = BoundSession(head, device.kind) if bind else None
         for name, expected in graph_tensors(layout).items():
             session = self._sessions[name]
             _check_tensors(f"{name} inputs", session.get_inputs(), expected.inputs)
@@ -93,6 +97,9 @@ class Model:
     def tile_logits(self, profiles: FloatArray, candidate_rows: FloatArray) -> FloatArray:
         """Score tiles of one user each: profiles [T, K, P], rows [T, M, C or R] -> [T, M]."""
         rows = np.ascontiguousarray(candidate_rows[..., : self.layout.candidate_dim])
+        if self._bound_head is not None and rows.size:
+            inputs = {"user_profile": profiles, "candidate_rows": rows}
+            return self._bound_head.run(inputs, rows.shape[:2])
         return self._run("score_head", user_profile=profiles, candidate_rows=rows)
 
     def prove(self, golden: Golden, *, tolerance: float) -> float:

@@ -92,7 +92,9 @@ async def _assembled(settings: Settings, url: str) -> AsyncIterator[Parts]:
             ModelStore(settings.model_store),
             executor,
             poll_seconds=settings.model_poll_seconds,
-            device=find_device(settings.device, memory_mb=settings.gpu_memory_mb),
+            device=find_device(
+                settings.device, memory_mb=settings.gpu_memory_mb, arena=settings.gpu_arena
+            ),
         )
         parts = _wired(settings, state, live, executor=executor)
         warmth = Warmth(

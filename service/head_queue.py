@@ -173,9 +173,7 @@ def _run(jobs: Sequence[tuple[Job, float]], merge: bool) -> tuple[list[Scored | 
     begin, now = time.thread_time(), time.monotonic()
     late = DeadlineError("the deadline passed in the queue")
     alive = [job for job, deadline in jobs if deadline > now]
-    if merge and len(alive) > 1:
-        scored = iter(score_merged(alive))
-    else:
-        scored = (score_alone(job) for job in alive)
+    # A single one is merged, too: a device sees the sizes of merged runs only.
+    scored = iter(score_merged(alive) if merge else map(score_alone, alive))
     outcomes = [next(scored) if deadline > now else late for _, deadline in jobs]
     return outcomes, time.thread_time() - begin

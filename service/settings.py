@@ -54,6 +54,8 @@ class Settings(BaseSettings):
         warm_seconds: how long that may take.
         device: cpu, cuda, or auto: cuda where there is one.
         gpu_memory_mb: of a CUDA device for each of a version's three graphs; 0 for no limit.
+        gpu_arena: how a CUDA device's memory grows: by what is asked for, or to the next power of
+            two.
         gpu_window_microseconds: how long a run on a CUDA device waits for more requests.
         inline_microseconds: a ranking whose model run is expected to take less is run on the event
             loop, where handing it to a thread would take as long; 0 never does.
@@ -97,6 +99,7 @@ class Settings(BaseSettings):
     warm_seconds: Annotated[float, Field(gt=0)] = 2.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     gpu_memory_mb: Annotated[int, Field(ge=0)] = 2_048
+    gpu_arena: Literal["same_as_requested", "next_power_of_two"] = "same_as_requested"
     gpu_window_microseconds: Annotated[float, Field(ge=0)] = 300.0
     inline_microseconds: Annotated[float, Field(ge=0)] = 1_000.0
 

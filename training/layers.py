@@ -18,7 +18,12 @@ def masked_softmax(scores: Tensor, mask: Tensor, *, dim: int) -> Tensor:
         mask: boolean, broadcastable to ``scores``; true where a position is valid.
         dim: the axis of the positions.
     """
-    return torch.softmax(scores.masked_fill(~mask, MASKED_SCORE), dim=dim)
+    filled = scores.masked_fill(~mask, MASKED_SCORE)
+    if torch.compiler.is_exporting():
+        # ONNX Runtime transposes for a softmax over an inner axis, and takes four times as long.
+        weights = torch.exp(filled - filled.amax(dim=dim, keepdim=True))
+        return weights / weights.sum(dim=dim, keepdim=True)
+    return torch.softmax(filled, dim=dim)
 
 
 class AdditiveAttention(nn.Module):

@@ -16,6 +16,7 @@ from pathlib import Path
 import onnxruntime
 
 from benchmarks.serving import page
+from benchmarks.serving.gpu import measure_gpu
 from benchmarks.serving.head import measure_head
 from benchmarks.serving.http import measure_events, measure_http, measure_overload
 from benchmarks.serving.memory import measure_memory
@@ -36,6 +37,7 @@ def parts(options: argparse.Namespace) -> dict[str, Callable[[], Figures]]:
         "peers": lambda: measure_peers(**turns),
         "events": lambda: measure_events(**turns),
         "memory": lambda: measure_memory(rounds=options.rounds),
+        "gpu": lambda: measure_gpu(**turns),
     }
 
 
@@ -58,6 +60,8 @@ def main() -> None:
     summary = json.loads(path.read_text()) if path.exists() else {}
     for name in names:
         figures, runs = possible[name]()
+        if not figures:
+            continue
         machine = {"python": platform.python_version(), "onnxruntime": onnxruntime.__version__}
         text = json.dumps({"machine": machine, "runs": runs})
         (RESULTS / f"{name}.json").write_text(text + "\n")

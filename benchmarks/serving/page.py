@@ -14,7 +14,7 @@ def write() -> None:
     """Replace every marked table by what was measured last."""
     summary: dict[str, float] = json.loads((RESULTS / "summary.json").read_text())
     text = DOC.read_text()
-    for name, table in {"head": _head, "http": _http, "peers": _peers, "rest": _rest}.items():
+    for name, table in _TABLES.items():
         inside = f"<!-- {name} -->\n{table(summary)}\n<!-- /{name} -->"
         text = re.sub(f"<!-- {name} -->.*?<!-- /{name} -->", inside, text, flags=re.DOTALL)
     DOC.write_text(text)
@@ -127,3 +127,25 @@ def _rest(found: dict[str, float]) -> str:
 
 def _us(found: dict[str, float], name: str) -> str:
     return f"{found[name]:,.0f}" if name in found else "-"
+
+
+def _gpu(found: dict[str, float]) -> str:
+    clients = sorted(int(n.split("_")[1]) for n in found if re.match(r"gpu_\d+_p50_us", n))
+    if not clients:
+        return (
+            "Not measured yet: `make bench ONLY=gpu` fills this table where there is a CUDA device."
+        )
+    rows = [
+        "| clients, 200 candidates each | candidates/s | p50 µs | p99 µs | time outside kernels |",
+        "|---|---|---|---|---|",
+    ]
+    for count in clients:
+        rate, idle = (
+            found[f"gpu_{count}_{what}"] for what in ("candidates_per_s", "outside_kernels_share")
+        )
+        p50, p99 = (_us(found, f"gpu_{count}_p{p}_us") for p in (50, 99))
+        rows.append(f"| {count} | {rate:,.0f} | {p50} | {p99} | {idle:.0%} |")
+    return "\n".join(rows)
+
+
+_TABLES = {"head": _head, "http": _http, "peers": _peers, "rest": _rest, "gpu": _gpu}

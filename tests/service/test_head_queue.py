@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model_store import FloatArray, ModelStore, OpenVersion
+from model_store import Device, FloatArray, ModelStore, OpenVersion
 from service.admission import DeadlineError
 from service.head import TILE, Job, score, score_merged
 from service.head_queue import Batching, HeadQueue
@@ -38,9 +38,10 @@ FOREVER = float("inf")
 
 @dataclass(frozen=True, repr=False)
 class World:
-    """A small real network, rows of videos, profiles of 1 to 3 blocks."""
+    """A small real network, the same on buffers, rows of videos, profiles of 1 to 3 blocks."""
 
     opened: OpenVersion
+    bound: OpenVersion
     table: FloatArray
     videos: list[Video]
     profiles: list[FloatArray]
@@ -54,14 +55,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         for parameter in network.parameters():
             parameter.mul_(2.0)
     store = ModelStore(tmp_path_factory.mktemp("store"))
-    opened = store.open(publish(network, store))
+    version = publish(network, store)
+    opened = store.open(version)
+    bound = store.open(version, device=Device(bind=True))
     rng = np.random.default_rng(0)
     videos = [
         Video(int(rng.integers(5)), rng.standard_normal(5).astype(np.float32)) for _ in range(300)
     ]
     table = encode(opened, videos)
     profiles = [opened.model.profile(table[:clicks]) for clicks in (1, 4, 5, 8, 12, 0)]
-    return World(opened, table, videos, profiles)
+    return World(opened, bound, table, videos, profiles)
 
 
 @pytest.fixture(scope="module")
@@ -102,13 +105,16 @@ jobs = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3 * TILE + 1)), min_
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(jobs, st.integers(0, 99), st.booleans())
+@given(jobs, st.integers(0, 99), st.booleans(), st.booleans())
 def test_merged_is_solo_bit_for_bit(
-    world: World, sizes: list[tuple[int, int]], seed: int, with_broken: bool
+    world: World, sizes: list[tuple[int, int]], seed: int, with_broken: bool, on_buffers: bool
 ) -> None:
-    """Whatever runs beside a job, errors of neighbours included."""
+    """Whatever runs beside a job, errors of neighbours included; also on buffers that stay."""
     given_jobs = [job(world, *size, seed=seed + i) for i, size in enumerate(sizes)]
-    merged = score_merged([*given_jobs, *([broken(world)] if with_broken else [])])
+    together_ = [*given_jobs, *([broken(world)] if with_broken else [])]
+    if on_buffers:
+        together_ = [replace(one, opened=world.bound) for one in together_]
+    merged = score_merged(together_)
 
     for one, together in zip(given_jobs, merged, strict=False):
         alone = score(one)
