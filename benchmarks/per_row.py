@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from model_store import FloatArray
-from training.interactions import Impressions
+from training.interactions import Features, Impressions
 
 Row = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -38,8 +37,8 @@ class PerRowDataset(Dataset[Row]):
         impressions: Impressions,
         clicks: Impressions,
         *,
-        features: FloatArray,
-        click_features: FloatArray,
+        features: Features,
+        click_features: Features,
         categories: int,
         length: int,
     ) -> None:

@@ -22,11 +22,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from benchmarks.per_row import PerRowDataset, PerRowThacil
-from model_store import FloatArray
 from training.config import RunConfig, load_config
 from training.evaluate import build_network, score, test_examples, train_examples
 from training.fit import make_optimizer
-from training.interactions import ClickLog, Impressions
+from training.interactions import ClickLog, Features, Impressions
 from training.loop import train_step
 from training.models import Network
 from training.objective import plan_epoch
@@ -43,7 +42,7 @@ class World:
     log: ClickLog
     learns: Impressions
     test: Impressions
-    test_features: FloatArray
+    test_features: Features
 
 
 def make_world(users: int, videos: int, rng: np.random.Generator) -> World:
@@ -70,7 +69,11 @@ def make_world(users: int, videos: int, rng: np.random.Generator) -> World:
     train = Impressions(
         *(np.concatenate([getattr(warmup, name), getattr(learns, name)]) for name in columns)
     )
-    features = [rng.standard_normal((videos, FEATURES), np.float32) * 0.05 for _ in range(2)]
+    features = [
+        # As the columnar cache keeps them.
+        (rng.standard_normal((videos, FEATURES), np.float32) * 0.05).astype(np.float16)
+        for _ in range(2)
+    ]
     log = ClickLog(train, features[0], test, features[1], CATEGORIES)
     return World(log, learns, test, features[1])
 
@@ -99,7 +102,7 @@ def score_per_row(world: World, network: PerRowThacil) -> Iterator[int]:
             yield len(labels)
 
 
-def per_row(world: World, impressions: Impressions, features: FloatArray) -> PerRowDataset:
+def per_row(world: World, impressions: Impressions, features: Features) -> PerRowDataset:
     """Put the per-row view over the same log."""
     return PerRowDataset(
         impressions,

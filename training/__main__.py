@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {exc}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped at once; the same command begins again", file=sys.stderr)
+        print("stopped at once; the same command goes on from what was saved last", file=sys.stderr)
         return 128 + signal.SIGINT
     return 0
 

@@ -118,7 +118,7 @@ def _score_runs(network: Thacil, examples: Examples, logits: FloatArray) -> Floa
 
 def train_examples(config: RunConfig, log: ClickLog, impressions: Impressions) -> Examples:
     """Impressions of the training videos, with the clicks that each may see as history."""
-    return _examples(config, log, impressions, _training_videos(log))
+    return _examples(config, log, impressions, None)
 
 
 def test_examples(config: RunConfig, log: ClickLog, impressions: Impressions) -> Examples:
@@ -134,23 +134,21 @@ def test_examples(config: RunConfig, log: ClickLog, impressions: Impressions) ->
 
 
 def _examples(
-    config: RunConfig, log: ClickLog, impressions: Impressions, candidates: VideoTable
+    config: RunConfig, log: ClickLog, impressions: Impressions, candidates: VideoTable | None
 ) -> Examples:
+    """Put impressions over a table of candidates; the training videos when not given."""
+    log, index = log.indexed()
+    categories = np.where(index.categories < 0, log.num_categories, index.categories)
+    videos = VideoTable(log.train_features, categories, log.num_categories)
     return Examples(
         impressions,
-        candidates,
-        log.indexed()[1].histories,
-        _training_videos(log),
+        videos if candidates is None else candidates,
+        index.histories,
+        videos,
         policy=history_policy(config),
         history_length=config.network.num_blocks * config.network.block_size,
         block_size=config.network.block_size,
     )
-
-
-def _training_videos(log: ClickLog) -> VideoTable:
-    named = log.indexed()[1].categories
-    categories = np.where(named < 0, log.num_categories, named)
-    return VideoTable(log.train_features, categories, log.num_categories)
 
 
 def measure(impressions: Impressions, logits: FloatArray) -> dict[str, float]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 from model_store import IntArray
 from training.interactions import ClickLog, Features, Impressions
@@ -20,7 +21,7 @@ HISTORY_LENGTH = 160
 _SECONDS_NOT_MS = 100_000_000_000
 """Less than this is 1973 in milliseconds: the column is more likely in seconds."""
 
-_ROWS_PER_CHUNK = 65_536
+_ROWS_PER_CHUNK = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +225,8 @@ def _feature_faults(features: Features) -> tuple[int, int]:
     rng = np.random.default_rng(0)
     odd = rng.integers(0, 2**63, features.shape[1], dtype=np.uint64) | np.uint64(1)
     zero, hashes = 0, np.empty(len(features), np.uint64)
-    for begin in range(0, len(features), _ROWS_PER_CHUNK):
+    begins = range(0, len(features), _ROWS_PER_CHUNK)
+    for begin in tqdm(begins, desc="features", leave=False, disable=None):
         # Adding zero makes one of the two floating-point zeros of the other.
         part = np.ascontiguousarray(features[begin : begin + _ROWS_PER_CHUNK], np.float32) + 0.0
         zero += int((~part.any(axis=1)).sum())
