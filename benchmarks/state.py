@@ -308,7 +308,7 @@ def score_costs(redis: Server, total: int) -> dict[str, tuple[float, float]]:
         read += [("GETRANGE", keys.meta, 0, META_BYTES - 1), ("GET", keys.profile)]
         computed += [
             ("EVALSHA", history, 3, keys.history, keys.meta, keys.lease, 0, ""),
-            ("EVALSHA", store, 3, keys.meta, keys.profile, keys.lease, version, stored, ""),
+            ("EVALSHA", store, 3, keys.meta, keys.profile, keys.lease, version, stored, "", 0),
         ]
     rows = [
         ("MGET", *(video_key(f"{(100 * call + row) % 1_000:07d}") for row in range(100)))

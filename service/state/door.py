@@ -254,18 +254,18 @@ class Door:
     ) -> list[Any]:
         if quick and self._lane is not None:
             answers = await self._lane.send(calls)
-            if not any(isinstance(answer, NoScriptError) for answer in answers):
-                return _without_errors(answers)
-        async with self._slot():
-            answers = await self._send(calls)
-            missing = [i for i, a in enumerate(answers) if isinstance(a, NoScriptError)]
-            if missing:
-                # A fresh or restarted server: one more round trip, once.
+        else:
+            async with self._slot():
+                answers = await self._send(calls)
+        missing = [i for i, a in enumerate(answers) if isinstance(a, NoScriptError)]
+        if missing:
+            # A fresh or restarted server: two more round trips, once. What ran is not repeated.
+            async with self._slot():
                 for script in scripts:
                     await self._load(script)
                 again = await self._send([calls[i] for i in missing])
-                for index, answer in zip(missing, again, strict=True):
-                    answers[index] = answer
+            for index, answer in zip(missing, again, strict=True):
+                answers[index] = answer
         return _without_errors(answers)
 
     @asynccontextmanager
