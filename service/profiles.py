@@ -225,9 +225,7 @@ class Profiles:
             return False
         return self._answers(origin, opened, view.meta)
 
-    async def _any_registered(
-        self, video_ids: Sequence[str], told: Mapping[str, bool]
-    ) -> bool:
+    async def _any_registered(self, video_ids: Sequence[str], told: Mapping[str, bool]) -> bool:
         asked = [video_id for video_id in video_ids if video_id not in told]
         if any(told[video_id] for video_id in video_ids if video_id in told):
             return True
@@ -366,9 +364,7 @@ class Profiles:
                 cache.drop(video_ids)
 
 
-def _origin(
-    opened: OpenVersion, history: History, missing: Sequence[str], lag_ms: int
-) -> Origin:
+def _origin(opened: OpenVersion, history: History, missing: Sequence[str], lag_ms: int) -> Origin:
     return Origin(
         opened.manifest.version,
         history.meta.position.version,

@@ -213,6 +213,8 @@ class Scoring:
             if degraded is not None:
                 raise StateDownError(f"what is remembered is too old: {degraded.reason}")
             raise HistoryBehindError(position.version, wanted=wishes.min_history_version)
+        if degraded is not None:
+            metrics.DEGRADED.labels(degraded.level).inc()
         places, ordered, unranked = _rank(work.scored.probabilities, wishes.top_k)
         # With Redis gone nobody knows whether a video is registered.
         unknown = "unknown_video" if degraded is None else "state_down"
@@ -323,7 +325,6 @@ class Scoring:
         if profile is None:
             level = "no_history"
             profile = Profile(await self._profiles.empty(opened), Position(0, 0))
-        metrics.DEGRADED.labels(level).inc()
         cache, inline = self._profiles.rows(opened), candidates.inline
         stored = [v for place, v in enumerate(candidates.video_ids) if place not in inline]
         resolved = await resolve(cache, stored, _no_videos)

@@ -13,7 +13,7 @@ router = APIRouter(responses=PROBLEMS)
 
 
 @router.get(
-    "/users/{user_id:path}", response_model=bodies.UserStateOut, response_model_exclude_none=True
+    "/users/{user_id:id}", response_model=bodies.UserStateOut, response_model_exclude_none=True
 )
 async def get_user(user_id: bodies.Identifier, parts: PartsOf) -> Response:
     """Read a user's history as the model cuts it, and where the stored profile stands."""
@@ -37,7 +37,7 @@ async def get_user(user_id: bodies.Identifier, parts: PartsOf) -> Response:
     return json_answer(answer)
 
 
-@router.delete("/users/{user_id:path}", response_model=bodies.DeletedOut)
+@router.delete("/users/{user_id:id}", response_model=bodies.DeletedOut)
 async def delete_user(user_id: bodies.Identifier, parts: PartsOf) -> Response:
     """Remove every trace of a user. Late retries of old clicks are refused for a while."""
     deleted = await parts.state.delete_user(user_id)

@@ -70,7 +70,7 @@ async def put_videos(request: Request, parts: PartsOf) -> Response:
     return json_answer({"accepted": len(good), "unchanged": unchanged, "faults": listed})
 
 
-@router.get("/videos/{video_id:path}", response_model=bodies.VideoIn)
+@router.get("/videos/{video_id:id}", response_model=bodies.VideoIn)
 async def get_video(video_id: bodies.Identifier, parts: PartsOf) -> Response:
     """Read a registered video."""
     [video] = await parts.state.videos([video_id])
@@ -80,7 +80,7 @@ async def get_video(video_id: bodies.Identifier, parts: PartsOf) -> Response:
     return json_answer({"video_id": video_id, "category": video.category, "features": features})
 
 
-@router.delete("/videos/{video_id:path}", response_model=bodies.DeletedVideoOut)
+@router.delete("/videos/{video_id:id}", response_model=bodies.DeletedVideoOut)
 async def delete_video(video_id: bodies.Identifier, parts: PartsOf) -> Response:
     """Delete a video. Histories keep the clicks on it; models no longer see them."""
     existed = await parts.state.delete_video(video_id)

@@ -94,14 +94,20 @@ class Lane:
     async def _opened(self) -> _Protocol:
         async with asyncio.timeout(self._timeout_seconds):
             protocol = await self._connected()
-            greetings = self._greetings()
-            answers = await protocol.send(greetings, self._timeout_seconds) if greetings else []
-        for answer in answers:
-            if isinstance(answer, Exception):
-                protocol.abort("refused")
-                raise answer
+            try:
+                await self._greet(protocol)
+            except BaseException:
+                protocol.abort("not let in")
+                raise
         self._protocol = protocol
         return protocol
+
+    async def _greet(self, protocol: _Protocol) -> None:
+        greetings = self._greetings()
+        if greetings:
+            for answer in await protocol.send(greetings, self._timeout_seconds):
+                if isinstance(answer, Exception):
+                    raise answer
 
     async def _connected(self) -> _Protocol:
         loop = asyncio.get_running_loop()

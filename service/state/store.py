@@ -181,9 +181,7 @@ class State:
             keys = user_keys(new.user_id)
             names = [keys.meta, keys.profile, keys.lease]
             version = pack_version(new.version)
-            calls.append(
-                _STORE_PROFILE.call(names, version, new.packed, new.lease, new.read_at_ms)
-            )
+            calls.append(_STORE_PROFILE.call(names, version, new.packed, new.lease, new.read_at_ms))
         stored = await self._door.call(calls, scripts=(_STORE_PROFILE,), quick=True)
         return [bool(s) for s in stored]
 

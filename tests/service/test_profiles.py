@@ -39,8 +39,7 @@ class Process:
     async def profile(self, opened: OpenVersion, user: str) -> Profile:
         view = await self.profiles.view(opened, user, ())
         found = await self.profiles.profile(opened, user, view)
-        while self.profiles._storing:
-            await asyncio.sleep(0)
+        await asyncio.gather(*self.profiles._storing)
         return found
 
     async def close(self) -> None:

@@ -76,9 +76,7 @@ async def test_facts_move_between_servers(url: str, other_url: str, name: str) -
         await each.close()
 
 
-async def test_a_user_who_is_there_still_expires(
-    target: tuple[State, Transfer], name: str
-) -> None:
+async def test_a_user_who_is_there_still_expires(target: tuple[State, Transfer], name: str) -> None:
     """Clicks added to a user who is there move the expiry as clicks do; videos outlive them."""
     state, transfer = target
     await state.append(clicks(name, 2))
