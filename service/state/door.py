@@ -51,6 +51,8 @@ _PASSING: Final = (
     ConnectionError,
     MovedError,
     ReadOnlyError,
+    # No node of a cluster can be reached.
+    RedisClusterException,
     TimeoutError,
     TryAgainError,
 )
@@ -207,7 +209,7 @@ class Door:
                     metrics.REDIS_FAILURES.labels(type(exc).__name__).inc()
                     raise _down(exc) from exc
                 metrics.REDIS_RETRIES.inc()
-            except (RedisError, RedisClusterException) as exc:
+            except RedisError as exc:
                 # It answers: no reason to keep others from it.
                 self._circuit.succeed()
                 metrics.REDIS_FAILURES.labels(type(exc).__name__).inc()
@@ -335,7 +337,7 @@ def translated() -> Iterator[None]:
     """Turn the library's errors into :class:`StateDownError`."""
     try:
         yield
-    except (*_PASSING, RedisError, RedisClusterException) as exc:
+    except (*_PASSING, RedisError) as exc:
         raise _down(exc) from exc
 
 

@@ -228,9 +228,19 @@ def test_keys_give_their_ids_back() -> None:
     assert len(set(TAGS)) == GROUPS
 
 
-async def test_no_redis_is_state_down() -> None:
+@pytest.mark.parametrize(
+    "nowhere",
+    [
+        "redis://127.0.0.1:1/0",
+        "rediss://127.0.0.1:1/0",
+        "unix:///nowhere/at/all",
+        "redis+sentinel://127.0.0.1:1,127.0.0.1:2/mine",
+        "redis+cluster://127.0.0.1:1,127.0.0.1:2",
+    ],
+)
+async def test_no_redis_is_state_down(nowhere: str) -> None:
     """Nobody there: an error within the attempts, then at once."""
-    state = State("redis://127.0.0.1:1/0", timeout_seconds=0.2)
+    state = State(nowhere, timeout_seconds=0.2)
     for _ in range(4):
         with pytest.raises(StateDownError):
             await state.ping()
