@@ -238,6 +238,7 @@ def test_keys_give_their_ids_back() -> None:
         "redis+cluster://127.0.0.1:1,127.0.0.1:2",
     ],
 )
+@pytest.mark.timeout(20)
 async def test_no_redis_is_state_down(nowhere: str) -> None:
     """Nobody there: an error within the attempts, then at once."""
     state = State(nowhere, timeout_seconds=0.2)
