@@ -87,7 +87,7 @@ class Profiles:
         self._empty: tuple[OpenVersion, FloatArray] | None = None
         self._flights: dict[tuple[str, str, int], asyncio.Task[Profile]] = {}
         self._computing: dict[tuple[str, str], asyncio.Future[Profile | None]] = {}
-        self._storing: set[asyncio.Task[None]] = set()
+        self._storing: set[asyncio.Task[list[NewProfile]]] = set()
         self.last = LastProfiles(last_profiles)
         """What this process saw last."""
         self._lease = uuid4().hex
@@ -162,7 +162,9 @@ class Profiles:
     async def compute(self, opened: OpenVersion, user_ids: Sequence[str]) -> dict[str, Profile]:
         """Compute and store profiles of several users in one run of the model.
 
-        Users whose lease another process holds are left out.
+        Returns:
+            Those that were stored: without users whose lease another process holds, or whose
+            history has moved on meanwhile.
 
         Raises:
             StateDownError: Redis does not answer.
@@ -171,8 +173,8 @@ class Profiles:
         for user_id, profile in computed.items():
             if user_id in self.last:
                 self.last.keep(user_id, profile)
-        await self._store(new)
-        return computed
+        stored = await self._store(new)
+        return {new.user_id: computed[new.user_id] for new in stored}
 
     async def describe(
         self, opened: OpenVersion, meta: Meta, packed: bytes | None
@@ -342,13 +344,16 @@ class Profiles:
         ]
         return arrays, missing
 
-    async def _store(self, profiles: Sequence[NewProfile]) -> None:
+    async def _store(self, profiles: Sequence[NewProfile]) -> list[NewProfile]:
         try:
-            await self._state.store_profiles(profiles)
+            stored = await self._state.store_profiles(profiles)
         except StateDownError as exc:
             # The profile is good all the same; the next score computes it again.
             metrics.PROFILES.labels("not_stored").inc(len(profiles))
             _log.warning("%d profiles not stored: %s", len(profiles), exc)
+            return []
+        metrics.PROFILES.labels("not_stored").inc(stored.count(False))
+        return [new for new, kept in zip(profiles, stored, strict=True) if kept]
 
     async def _videos(self, video_ids: Sequence[str]) -> _Read:
         return _Read(await self._state.videos(video_ids))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 
@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from model_store import Click, ModelStore, OpenVersion
+from service import metrics
 from service.changes import Changes
 from service.last_profiles import LastProfiles, Profile
 from service.packed_profile import Origin, pack_profile, read_origin
 from service.profiles import Profiles
-from service.state import NewClick, NewProfile, Position, State, Video, mark
+from service.state import History, NewClick, NewProfile, Position, State, Video, mark
 
 START = 1_700_000_000_000
 _serial = count()
@@ -134,6 +135,28 @@ async def test_a_slow_computation_overwrites_no_newer_one(redis_url: str, user: 
     assert stored == [True, True, False]
     assert kept is not None
     assert kept.model_version == "new"
+
+
+async def test_what_is_computed_in_vain_is_counted_and_not_returned(
+    processes: list[Process], opened: OpenVersion, user: str
+) -> None:
+    """A history that moves while its profile is computed: the lag is of stored profiles only."""
+    [process, other] = processes
+    for name in (user, f"{user}-still"):
+        await process.state.append([NewClick(name, Click(START, "v"))])
+    before = metrics.PROFILES.labels("not_stored")._value.get()
+    run = process.profiles._run
+
+    async def slow_run(opened: OpenVersion, histories: Sequence[History]) -> object:
+        await other.state.append([NewClick(user, Click(START + 1, "v"))])
+        return await run(opened, histories)
+
+    process.profiles._run = slow_run  # type: ignore[method-assign,assignment]
+    stored = await process.profiles.compute(opened, [user, f"{user}-still"])
+
+    assert list(stored) == [f"{user}-still"]
+    assert metrics.PROFILES.labels("not_stored")._value.get() == before + 1
+    assert (await other.state.view(user, [])).profile is None
 
 
 def test_a_deleted_user_is_not_remembered_again() -> None:
