@@ -18,7 +18,7 @@ from service.loader import Bookmark
 from service.state import NewClick, State
 from service.video_files import count_rows, read_chunks
 
-from .conftest import ROOT
+from .conftest import ROOT, wait_for
 
 
 @pytest.fixture
@@ -36,7 +36,8 @@ def columns(count: int, width: int = 3) -> dict[str, np.ndarray]:
     return {
         "video_id": np.array([f"film-{i}" for i in range(count)]),
         "category": np.arange(count),
-        "features": np.arange(count * width).reshape(count, width).astype(np.float16) / 4096,
+        "features": (np.arange(count * width) % 60_000).reshape(count, width).astype(np.float16)
+        / 4096,
     }
 
 
@@ -101,6 +102,32 @@ def test_a_file_is_loaded_and_goes_on_where_it_stopped(tmp_path: Path, target: s
     assert Bookmark(path, target).read() == 0
     with_width = run("load-videos", str(path), "--redis-url", "redis://127.0.0.1:1", "--bogus")
     assert with_width.returncode == 2
+
+
+def test_a_load_that_was_killed_goes_on(tmp_path: Path, target: str) -> None:
+    """Killed in the middle, the same command loads the rest; everything is there."""
+    count = 100_000
+    path = saved("npz", tmp_path, count)
+    bookmark = Bookmark(path, target)
+    command = [sys.executable, "-m", "service", "load-videos", str(path), "--redis-url", target]
+    loading = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    wait_for(bookmark.path.exists)
+    loading.kill()
+    loading.wait()
+    done = bookmark.read()
+    rest = run(*command[3:])
+
+    assert 0 < done < count
+    assert f"{count - done:,} videos in".encode() in rest.stderr
+
+    async def missing() -> int:
+        state = State(target)
+        ids = columns(count)["video_id"].tolist()
+        found = [await state.registered(ids[at : at + 5000]) for at in range(0, count, 5000)]
+        await state.close()
+        return sum(part.count(False) for part in found)
+
+    assert asyncio.run(missing()) == 0
 
 
 def test_what_is_in_one_redis_is_loaded_into_another_all_the_same(

@@ -192,6 +192,11 @@ def test_10001_events_are_too_many(client: httpx.Client) -> None:
 
     assert answer.status_code == 413
     assert "10000 are allowed" in answer.json()["detail"]
+    lines = "\n".join(map(json.dumps, many))
+    headers = {"content-type": "application/x-ndjson"}
+    by_line = client.post("/events", content=lines, headers=headers)
+    assert by_line.status_code == 413
+    assert "more than 10000 events" in by_line.json()["detail"]
     assert client.get("/users/many").json()["history"]["length"] == 0
 
 

@@ -156,6 +156,7 @@ def url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def other_url(url: str, request: pytest.FixtureRequest) -> str:
-    """A server that is not the one of ``url``."""
-    embedded = url.startswith("unix://")
-    return request.getfixturevalue("redis_7_url" if embedded else "embedded_url")
+    """A server that is not the one of ``url``: each of the three is one once."""
+    others = {"unix": "redis_7_url", "redis": "cluster_url", "redis+cluster": "embedded_url"}
+    other: str = request.getfixturevalue(others[url.partition("://")[0]])
+    return other
