@@ -104,6 +104,19 @@ async def test_a_deleted_user_leaves_no_trace(state: State, name: str) -> None:
     assert 0 < life <= 7 * 86_400_000
 
 
+async def test_a_user_of_whom_a_key_was_lost_can_be_deleted(state: State, name: str) -> None:
+    """A server that evicts keys, against all advice, breaks no deletion and no later click."""
+    keys = user_keys(name)
+    before = (await state.append(clicks(name, 3))).users[name].version
+    await state._door.call([("DEL", keys.history)])
+    deleted = await state.delete_user(name)
+    fresh = NewClick(name, Click(deleted.refused_until_ms + 1, "v"))
+
+    assert deleted.version > before
+    assert (await state.append([fresh])).verdicts == ["accepted"]
+    assert (await state.history(name)).clicks == [fresh.click]
+
+
 async def test_one_process_gets_the_lease(state: State, name: str) -> None:
     """The first who asks gets it, the others nothing, until it is given back or runs out."""
     version = (await state.append(clicks(name, 1))).users[name].version

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from itertools import count
@@ -12,7 +13,7 @@ import pytest
 from model_store import Click
 from service.state import Lifetimes, NewClick, State, Video, pack_video
 from service.state.keys import user_keys, video_key
-from service.state.transfer import Transfer, VideoFacts
+from service.state.transfer import Transfer, UserFacts, VideoFacts
 
 START = 1_700_000_000_000
 KEPT = Lifetimes(user_idle=100, video_idle=50)
@@ -125,3 +126,21 @@ async def test_a_restored_video_lives_no_shorter_than_its_clicks_ask(
     for video in (known, unknown):
         assert await life_of(state, video_key(video)) > 150_000
     assert await state.registered([known, unknown]) == [True, True]
+
+
+async def test_what_was_about_to_expire_is_not_made_immortal(
+    target: tuple[State, Transfer], name: str
+) -> None:
+    """A life of no time left, or one that ended while it was read, ends here, too."""
+    state, transfer = target
+    await state.append(clicks(name, 1))
+    [facts] = [u async for part in transfer.users() for u in part if u.user_id == name]
+    dying = f"{name}-dying"
+    await transfer.put_users([UserFacts(dying, facts.meta, facts.entries, 0)])
+    ends = {f"{name}-{life}": life for life in (0, -2)}
+    videos = [VideoFacts(v, pack_video(film(1)), life) for v, life in ends.items()]
+    await transfer.put_videos(videos, replace=False)
+    await asyncio.sleep(0.01)
+
+    assert (await state.history(dying)).clicks == []
+    assert await state.registered(list(ends)) == [False, False]

@@ -12,8 +12,7 @@ for i = 2, #KEYS do
   local registered = old and old ~= ''
   -- Clicks here and those that were dumped: whichever ask for the longer life.
   local before = old and redis.call('PTTL', key) or 0
-  if before == -1 then life = -1 end
-  life = life > 0 and math.max(life, before) or -1
+  if life ~= -1 and before ~= -1 then life = math.max(life, before, 1) else life = -1 end
   if not (old == value or registered and (value == '' or not replace)) then
     redis.call('SET', key, value)
     put = put + 1
