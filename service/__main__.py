@@ -10,7 +10,6 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -20,13 +19,15 @@ from pydantic import ValidationError
 from model_store import ModelStore, ModelStoreError
 from service.embedded_redis import EmbeddedRedisError, embedded_redis
 from service.logs import configure_logs
+from service.masking import secrets_of
 from service.settings import Settings
+from service.settings_page import faults_of, settings
 
 # No import here may lead to prometheus_client: it decides about several workers at import,
 # and the variable that it looks at is set below.
 
 _FACTORY = "service.app:create_app_from_env"
-_DRAIN_SECONDS = 10
+_WORKER_SECONDS = 60
 
 _log = logging.getLogger("service")
 
@@ -54,11 +55,10 @@ def serve(arguments: Sequence[str]) -> int:
     try:
         settings = Settings()  # type: ignore[call-arg]  # from the environment
     except ValidationError as exc:
-        for fault in exc.errors():
-            flag = "--" + "-".join(map(str, fault["loc"])).replace("_", "-")
-            print(f"service: {flag}: {fault['msg']}", file=sys.stderr)  # noqa: T201
+        for fault in faults_of(exc):
+            print(f"service: {fault}", file=sys.stderr)  # noqa: T201
         return 2
-    configure_logs(settings.log_level)
+    configure_logs(settings.log_level, settings.log_format, secrets_of(settings.redis_address))
     if not settings.wait_for_model:
         try:
             ModelStore(settings.model_store).open()
@@ -76,7 +76,7 @@ def serve(arguments: Sequence[str]) -> int:
 
 def _serve(settings: Settings) -> None:
     with ExitStack() as stack:
-        if settings.redis_url is None:
+        if settings.redis_address is None:
             os.environ["CTR_REDIS_URL"] = stack.enter_context(
                 embedded_redis(settings.data_dir, fsync=settings.embedded_fsync)
             )
@@ -97,7 +97,11 @@ def _serve(settings: Settings) -> None:
             server_header=False,
             # Nothing here looks at the caller's address.
             proxy_headers=False,
-            timeout_graceful_shutdown=_DRAIN_SECONDS,
+            http="service.connections:LingeringProtocol",
+            timeout_keep_alive=settings.keep_alive_seconds,
+            timeout_graceful_shutdown=settings.drain_seconds,
+            # How long a worker may take to start, or to be heard of, before it is replaced.
+            timeout_worker_healthcheck=_WORKER_SECONDS,
         )
 
 
@@ -106,19 +110,19 @@ def _parse(arguments: Sequence[str]) -> dict[str, str]:
         prog="python -m service [serve]",
         description="Rank micro-videos by the probability of a click.",
         epilog="Each flag is also an environment variable: --data-dir is CTR_DATA_DIR. Other "
-        "verbs, each with its own --help: load-videos, dump, restore.",
+        "verbs, each with its own --help: doctor, settings, load-videos, dump, restore.",
         argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("--model-store", metavar="DIR", help="published model versions")
-    parser.add_argument("--redis-url", metavar="URL", help="default: an embedded Redis")
-    parser.add_argument("--host", help="default: 127.0.0.1")
-    parser.add_argument("--port", help="default: 8000")
-    parser.add_argument("--workers", metavar="N", help="processes that answer, default: 1")
-    parser.add_argument(
-        "--wait-for-model", action="store_const", const="true", help="start without a version"
-    )
-    parser.add_argument("--data-dir", metavar="DIR", type=Path, help="default: var")
-    parser.add_argument("--log-level", metavar="LEVEL", help="debug, info, warning or error")
+    for setting in settings():
+        # A percent sign would begin a format.
+        text = setting.meaning.replace("%", "%%").replace("`", "")
+        if setting.default:
+            text += f"; default: {setting.default}"
+        if setting.switch:
+            parser.add_argument(setting.flag, action="store_const", const="true", help=text)
+        else:
+            kind = setting.name.rpartition("_")[2].upper()
+            parser.add_argument(setting.flag, metavar=kind, help=text)
     return {name: str(value) for name, value in vars(parser.parse_args(arguments)).items()}
 
 

@@ -164,7 +164,7 @@ def _run(options: argparse.Namespace, work: Callable[[str], Coroutine[Any, Any, 
 @contextmanager
 def _address(options: argparse.Namespace) -> Iterator[str]:
     settings = _settings()
-    url = options.redis_url or settings.redis_url
+    url = options.redis_url or settings.redis_address
     directory = Path(options.data_dir or settings.data_dir)
     url = url or running_redis(directory)
     if url:

@@ -6,6 +6,7 @@ be alone, whatever runs beside it.
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model_store import FloatArray, OpenVersion, click_probabilities
+from service.request_context import Lap
 from service.rows import SlotArray, encode, gather
 from service.state import Video
 
@@ -50,17 +52,21 @@ class Scored:
     Attributes:
         probabilities: [N], NaN for a candidate whose row is nowhere.
         rows: [M, R], of the new videos.
+        laps: ``rows``: encoding new videos and gathering rows; ``head``: the model's run.
     """
 
     probabilities: npt.NDArray[np.float64]
     rows: FloatArray
+    laps: Sequence[Lap] = ()
 
 
 def score(job: Job) -> Scored:
     """Score a job by itself, tile by tile."""
+    start = time.perf_counter()
     known, rows, tiles = _tiles(job)
+    gathered = Lap("rows", start, time.perf_counter())
     logits = [job.opened.model.logits(job.profile, tile) for tile in tiles]
-    return _scored(job, known, rows, logits)
+    return _scored(job, known, rows, logits, gathered)
 
 
 def score_merged(jobs: Sequence[Job]) -> list[Scored | Exception]:
@@ -73,21 +79,23 @@ def score_merged(jobs: Sequence[Job]) -> list[Scored | Exception]:
     prepared = {}
     kinds: dict[tuple[int, tuple[int, ...]], list[tuple[int, FloatArray]]] = defaultdict(list)
     for place, job in enumerate(jobs):
+        start = time.perf_counter()
         try:
-            prepared[place] = known, rows, tiles = _tiles(job)
+            known, rows, tiles = _tiles(job)
         except Exception as exc:  # noqa: BLE001  handed to whoever waits for this job
             found[place] = exc
             continue
+        prepared[place] = known, rows, tiles, Lap("rows", start, time.perf_counter())
         logits[place] = []
         for tile in tiles:
             kinds[id(job.opened), job.profile.shape].append((place, tile))
     for kind in kinds.values():
         for start in range(0, len(kind), _TILES_PER_RUN):
             _run_tiles(jobs, kind[start : start + _TILES_PER_RUN], logits)
-    for place, (known, rows, tiles) in prepared.items():
+    for place, (known, rows, tiles, gathered) in prepared.items():
         done = logits[place]
         if len(done) == len(tiles):
-            found[place] = _scored(jobs[place], known, rows, done)
+            found[place] = _scored(jobs[place], known, rows, done, gathered)
     return [outcome or score_alone(job) for outcome, job in zip(found, jobs, strict=True)]
 
 
@@ -133,11 +141,16 @@ def _tiles(job: Job) -> tuple[npt.NDArray[np.bool_], FloatArray, list[FloatArray
 
 
 def _scored(
-    job: Job, known: npt.NDArray[np.bool_], rows: FloatArray, logits: Sequence[FloatArray]
+    job: Job,
+    known: npt.NDArray[np.bool_],
+    rows: FloatArray,
+    logits: Sequence[FloatArray],
+    gathered: Lap,
 ) -> Scored:
     probabilities = click_probabilities(np.concatenate(logits) if logits else np.zeros(0, "f4"))
+    laps = (gathered, Lap("head", gathered.end, time.perf_counter()))
     if len(probabilities) == len(job.slots):
-        return Scored(probabilities, rows)
+        return Scored(probabilities, rows, laps)
     scores = np.full(len(job.slots), np.nan)
     scores[known] = probabilities
-    return Scored(scores, rows)
+    return Scored(scores, rows, laps)
