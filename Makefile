@@ -12,7 +12,7 @@ DATA ?=
 ONCE ?=
 ONLY ?=
 
-.PHONY: help install check test chaos demo verify-deploy bench bench-state bench-training format clean
+.PHONY: help install check test chaos demo verify-deploy bench bench-state bench-training docs format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 16
@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "no Python >= 3.11 found: make PYTHON=/path/to/python3.11 install"; exit 1; }
 	@test -x $(BIN)/python || { echo "making .venv with $$($(PYTHON) --version)"; $(PYTHON) -m venv .venv; }
 	@echo "installing into .venv (torch and ONNX Runtime are large: a few minutes the first time)"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[service,training,demo,dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[service,otel,training,demo,dev]'
 	@touch $@
 
 check: $(STAMP)  ## lint, format, types, import contracts
@@ -52,6 +52,9 @@ bench-state: $(STAMP)  ## memory and speed of the store, into benchmarks/results
 
 bench-training: $(STAMP)  ## training and evaluation speed beside a per-row implementation
 	$(BIN)/python -m benchmarks.training
+
+docs: $(STAMP)  ## write docs/configuration.md anew from the settings
+	$(BIN)/python -m service settings --page > docs/configuration.md
 
 format: $(STAMP)  ## rewrite the code in the house format
 	$(BIN)/ruff check --fix-only --exit-zero . && $(BIN)/ruff format .

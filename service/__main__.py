@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import signal
@@ -10,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
+from importlib import import_module
 from types import FrameType
 from typing import NoReturn
 
@@ -18,10 +18,11 @@ from pydantic import ValidationError
 
 from model_store import ModelStore, ModelStoreError
 from service.embedded_redis import EmbeddedRedisError, embedded_redis
+from service.flags import flag_parser, from_environment, take_flags
 from service.logs import configure_logs
 from service.masking import secrets_of
 from service.settings import Settings
-from service.settings_page import faults_of, settings
+from service.settings_page import faults_of
 
 # No import here may lead to prometheus_client: it decides about several workers at import,
 # and the variable that it looks at is set below.
@@ -50,15 +51,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def serve(arguments: Sequence[str]) -> int:
     """Run the service until a signal ends it; return the exit status."""
-    for name, value in _parse(arguments).items():
-        os.environ[f"CTR_{name.upper()}"] = value
+    description = "Rank micro-videos by the probability of a click."
+    take_flags(flag_parser("python -m service [serve]", description), arguments)
     try:
-        settings = Settings()  # type: ignore[call-arg]  # from the environment
+        settings = from_environment()
     except ValidationError as exc:
         for fault in faults_of(exc):
             print(f"service: {fault}", file=sys.stderr)  # noqa: T201
         return 2
     configure_logs(settings.log_level, settings.log_format, secrets_of(settings.redis_address))
+    if settings.traces and not _can_trace():
+        return 1
     if not settings.wait_for_model:
         try:
             ModelStore(settings.model_store).open()
@@ -105,25 +108,14 @@ def _serve(settings: Settings) -> None:
         )
 
 
-def _parse(arguments: Sequence[str]) -> dict[str, str]:
-    parser = argparse.ArgumentParser(
-        prog="python -m service [serve]",
-        description="Rank micro-videos by the probability of a click.",
-        epilog="Each flag is also an environment variable: --data-dir is CTR_DATA_DIR. Other "
-        "verbs, each with its own --help: doctor, settings, load-videos, dump, restore.",
-        argument_default=argparse.SUPPRESS,
-    )
-    for setting in settings():
-        # A percent sign would begin a format.
-        text = setting.meaning.replace("%", "%%").replace("`", "")
-        if setting.default:
-            text += f"; default: {setting.default}"
-        if setting.switch:
-            parser.add_argument(setting.flag, action="store_const", const="true", help=text)
-        else:
-            kind = setting.name.rpartition("_")[2].upper()
-            parser.add_argument(setting.flag, metavar=kind, help=text)
-    return {name: str(value) for name, value in vars(parser.parse_args(arguments)).items()}
+def _can_trace() -> bool:
+    try:
+        import_module("service.tracing")
+    except ImportError as exc:
+        fix = "pip install 'thacil-ctr[otel]', or set CTR_TRACES=false"
+        _log.error("traces are wanted, and what they need is not installed (%s): %s", exc, fix)
+        return False
+    return True
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:

@@ -22,6 +22,7 @@ from service.draining import Drain
 from service.edge import Edge, Tracer
 from service.events import Events
 from service.fast_path import FastPath
+from service.flags import from_environment
 from service.head_queue import Batching, HeadQueue
 from service.live_model import LiveModel
 from service.logs import configure_logs
@@ -90,7 +91,7 @@ def create_app(settings: Settings, *, tracer: Tracer | None = None) -> ASGIApp:
 
 def create_app_from_env() -> ASGIApp:
     """Make the app from the environment: what every worker process calls."""
-    settings = Settings()  # type: ignore[call-arg]  # from the environment
+    settings = from_environment()
     configure_logs(settings.log_level, settings.log_format, secrets_of(settings.redis_address))
     return create_app(settings, tracer=make_tracer() if settings.traces else None)
 
@@ -99,16 +100,11 @@ def make_tracer() -> Tracer | None:
     """Make a tracer as the ``OTEL_`` variables want it; ``None`` where they want none.
 
     Raises:
-        SettingsError: the extra is not installed, or a variable has no good value.
+        SettingsError: a variable has no good value.
     """
-    try:
-        # Not above: without the extra there is nothing to import.
-        from service.tracing import tracer_from_environment  # noqa: PLC0415
-    except ImportError as exc:
-        raise SettingsError(
-            f"traces are wanted, and the extra for them is not installed ({exc}): "
-            "pip install 'thacil-ctr[otel]', or set CTR_TRACES=false"
-        ) from exc
+    # Not above: without the extra there is nothing to import.
+    from service.tracing import tracer_from_environment  # noqa: PLC0415
+
     try:
         return tracer_from_environment()
     except ValueError as exc:

@@ -126,7 +126,7 @@ class Edge:
     def _close(self, scope: Scope, request: RequestContext, status: int | None) -> None:
         end = time.perf_counter()
         # The route's template: a path may hold a user's id, and there is no end of them.
-        route = scope.get("route_path") or getattr(scope.get("route"), "path", _UNMATCHED)
+        route = str(scope.get("route_path") or getattr(scope.get("route"), "path", _UNMATCHED))
         metrics.requests(route, status).inc()
         metrics.request_seconds(route).observe(end - request.start)
         self._access_log.note(scope["method"], route, status, 1e3 * (end - request.start))

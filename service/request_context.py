@@ -99,9 +99,7 @@ CURRENT: Final[ContextVar[RequestContext | None]] = ContextVar("request", defaul
 """The request that this task works for."""
 
 
-async def timed(
-    name: str, call: Callable[[*Given], Awaitable[Result]], *given: *Given
-) -> Result:
+async def timed(name: str, call: Callable[[*Given], Awaitable[Result]], *given: *Given) -> Result:
     """Call something and note how long it took as a piece of the present request."""
     start = time.perf_counter()
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from inspect import getdoc
 from typing import Any, Final, Literal, get_args, get_origin
@@ -95,11 +95,16 @@ def page() -> str:
     return _HEAD + "\n".join(rows) + "\n" + _TAIL
 
 
-def listing(given: Settings) -> str:
-    """Write what is set now, as lines of an environment file; secrets are masked."""
+def listing(given: Settings, *, without: Container[str] = ()) -> str:
+    """Write what is set now, as lines of an environment file; secrets are masked.
+
+    Args:
+        given: what is set.
+        without: fields that are shown as not set.
+    """
     lines = []
     for setting in settings():
-        value = getattr(given, setting.name)
+        value = None if setting.name in without else getattr(given, setting.name)
         if isinstance(value, SecretStr):
             value = masked_url(value.get_secret_value())
         shown = "" if value is None else str(value).lower() if setting.switch else str(value)

@@ -76,7 +76,11 @@ class Tracer:
             return
         span.update_name(f"{method} {route}")
         span.set_attributes(
-            {"http.request.method": method, "http.route": route, "ctr.request_id": request.request_id}
+            {
+                "http.request.method": method,
+                "http.route": route,
+                "ctr.request_id": request.request_id,
+            }
         )
         if status is not None:
             span.set_attribute("http.response.status_code", status)
