@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from functools import cache
+from pathlib import Path
 from typing import Final
 
 from prometheus_client import (
@@ -18,6 +19,7 @@ from prometheus_client import (
     multiprocess,
 )
 
+from service.metric_files import cleared
 from service.request_context import note_lap
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
@@ -146,7 +148,8 @@ def exposition() -> bytes:
         return generate_latest(REGISTRY)
     registry = CollectorRegistry()
     multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return generate_latest(registry)
+    with cleared(Path(os.environ[_MULTIPROCESS])):
+        return generate_latest(registry)
 
 
 def forget_process() -> None:
