@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -148,8 +149,17 @@ def wait_for(condition: Callable[[], bool], *, seconds: float = 30.0) -> None:
         time.sleep(0.05)
 
 
+@dataclass(frozen=True)
+class Started:
+    """A service in a process of its own."""
+
+    client: httpx.Client
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
 @contextmanager
-def serving(store: ModelStore, data_dir: Path, *flags: str) -> Iterator[httpx.Client]:
+def started(store: ModelStore, data_dir: Path, *flags: str) -> Iterator[Started]:
     port = free_port()
     command = [sys.executable, "-m", "service", "--model-store", str(store.root)]
     command += ["--port", str(port), "--data-dir", str(data_dir), *flags]
@@ -169,10 +179,16 @@ def serving(store: ModelStore, data_dir: Path, *flags: str) -> Iterator[httpx.Cl
                     return False
 
             wait_for(up)
-            yield client
+            yield Started(client, process, log)
     finally:
         process.terminate()
         assert process.wait(timeout=30) == 0, log.read_text()
+
+
+@contextmanager
+def serving(store: ModelStore, data_dir: Path, *flags: str) -> Iterator[httpx.Client]:
+    with started(store, data_dir, *flags) as service:
+        yield service.client
 
 
 @pytest.fixture(scope="session")

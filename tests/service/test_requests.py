@@ -151,7 +151,7 @@ def test_a_request_has_a_line_with_its_ids(talking: tuple[httpx.Client, Log]) ->
 
 
 def test_every_line_is_json_the_servers_own_too(talking: tuple[httpx.Client, Log]) -> None:
-    """uvicorn's lines go through the same formatter; all have time, level, logger and event."""
+    """Lines of uvicorn go through the same formatter; all have time, level, logger and event."""
     _, log = talking
 
     assert log.lines(logger="uvicorn.error", event="Application startup complete.")

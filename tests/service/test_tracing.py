@@ -204,7 +204,7 @@ def test_the_standard_variables_turn_it_off(
 def test_an_unknown_exporter_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """With those there are."""
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", "zipkin")
-    with pytest.raises(ValueError, match="zipkin.*otlp, console and none"):
+    with pytest.raises(ValueError, match=r"zipkin.*otlp, console and none"):
         tracer_from_environment()
 
 
