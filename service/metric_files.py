@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import math
 import os
 import shutil
 import struct
@@ -61,6 +62,8 @@ def _add(path: Path, total: Path) -> None:
     sums = MmapedDict(str(staged))  # type: ignore[no-untyped-call]
     try:
         for key, value, _, _ in MmapedDict.read_all_values_from_file(str(path)):  # type: ignore[no-untyped-call]
+            if not key or math.isnan(value):
+                raise RuntimeError("it holds what no worker writes")
             before, _ = sums.read_value(key)  # type: ignore[no-untyped-call]
             sums.write_value(key, before + value, 0.0)  # type: ignore[no-untyped-call]
     finally:
