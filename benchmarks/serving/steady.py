@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-_PATIENCE_SECONDS = 10.0
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
@@ -26,12 +25,14 @@ class Outcome:
     """What became of the requests.
 
     Attributes:
+        patience: seconds that a request may take.
         sent: requests.
         failures: those without a good answer, by what happened.
         moments: when each good answer came, by ``time.monotonic()``.
         latencies: seconds from when it was due to the answer, in the same order.
     """
 
+    patience: float
     sent: int = 0
     failures: Counter[str] = field(default_factory=Counter)
     moments: list[float] = field(default_factory=list)
@@ -50,10 +51,23 @@ class Outcome:
 
 
 async def keep_steady(
-    port: int, requests: Sequence[bytes], *, rate: float, stop: asyncio.Event
+    port: int,
+    requests: Sequence[bytes],
+    *,
+    rate: float,
+    stop: asyncio.Event,
+    patience: float = 10.0,
 ) -> Outcome:
-    """Send requests at a rate, whatever becomes of the earlier ones, until told to stop."""
-    outcome, kept = Outcome(), deque[Streams]()
+    """Send requests at a rate, whatever becomes of the earlier ones, until told to stop.
+
+    Args:
+        port: on loopback.
+        requests: sent in turn.
+        rate: requests a second.
+        stop: ends it; what was sent still gets its answer.
+        patience: seconds after which a request without an answer is lost.
+    """
+    outcome, kept = Outcome(patience), deque[Streams]()
     async with asyncio.TaskGroup() as group:
         begin = time.monotonic()
         for number in itertools.count():
@@ -74,7 +88,7 @@ async def _send(
 ) -> None:
     streams: Streams | None = None
     try:
-        async with asyncio.timeout(_PATIENCE_SECONDS):
+        async with asyncio.timeout(outcome.patience):
             streams = _kept(kept) or await asyncio.open_connection("127.0.0.1", port)
             reader, writer = streams
             writer.write(request)

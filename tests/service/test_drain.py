@@ -38,7 +38,7 @@ def steadily(service: Started, stop: threading.Event, found: list[Outcome], rate
         requests = [score, score, score, event]
         port = service.client.base_url.port
         assert port is not None
-        found.append(await keep_steady(port, requests, rate=rate, stop=ended))
+        found.append(await keep_steady(port, requests, rate=rate, stop=ended, patience=60))
 
     asyncio.run(load())
 
@@ -49,7 +49,9 @@ def test_a_rolling_restart_of_two_workers_loses_no_request(
     """200 requests a second, each sent once; SIGHUP replaces both workers, one by one."""
     found: list[Outcome] = []
     stop = threading.Event()
-    flags = ("--workers", "2", "--drain-notice-seconds", "0.5")
+    flags = ("--workers", "2", "--drain-notice-seconds", "0.5", "--drain-seconds", "60")
+    # A busy machine may be late: that is no loss.
+    flags += ("--score-timeout-ms", "60000")
     with started(store, tmp_path, *flags) as service:
         wait_for(lambda: lines(service, "Application startup complete") == 2)
         loading = threading.Thread(target=steadily, args=(service, stop, found, 200.0))
