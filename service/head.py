@@ -64,7 +64,7 @@ def score(job: Job) -> Scored:
     """Score a job by itself, tile by tile."""
     start = time.perf_counter()
     known, rows, tiles = _tiles(job)
-    gathered = Lap("rows", start, time.perf_counter())
+    gathered = ("rows", start, time.perf_counter())
     logits = [job.opened.model.logits(job.profile, tile) for tile in tiles]
     return _scored(job, known, rows, logits, gathered)
 
@@ -85,7 +85,7 @@ def score_merged(jobs: Sequence[Job]) -> list[Scored | Exception]:
         except Exception as exc:  # noqa: BLE001  handed to whoever waits for this job
             found[place] = exc
             continue
-        prepared[place] = known, rows, tiles, Lap("rows", start, time.perf_counter())
+        prepared[place] = known, rows, tiles, ("rows", start, time.perf_counter())
         logits[place] = []
         for tile in tiles:
             kinds[id(job.opened), job.profile.shape].append((place, tile))
@@ -148,7 +148,7 @@ def _scored(
     gathered: Lap,
 ) -> Scored:
     probabilities = click_probabilities(np.concatenate(logits) if logits else np.zeros(0, "f4"))
-    laps = (gathered, Lap("head", gathered.end, time.perf_counter()))
+    laps = (gathered, ("head", gathered[2], time.perf_counter()))
     if len(probabilities) == len(job.slots):
         return Scored(probabilities, rows, laps)
     scores = np.full(len(job.slots), np.nan)
