@@ -20,6 +20,11 @@ class LingeringProtocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         """Shut down: at once after a request that is being answered, otherwise in a moment."""
         if self.cycle is None or self.cycle.response_complete:
-            self.loop.call_later(_LINGER_SECONDS, super().shutdown)
+            self.loop.call_later(_LINGER_SECONDS, self._look_again)
         else:
             super().shutdown()
+
+    def _look_again(self) -> None:
+        # A loop that is busy runs its timers before it reads: what has arrived meanwhile is read
+        # in the turn after this one.
+        self.loop.call_soon(self.loop.call_soon, super().shutdown)

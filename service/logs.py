@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import traceback
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from types import TracebackType
@@ -19,7 +20,9 @@ _PLAIN: Final = frozenset(vars(logging.makeLogRecord({}))) | {
     "message",
     "asctime",
     "color_message",
+    "private",
 }
+_CHAIN: Final = 5
 _IDS: Final = ("request_id", "trace_id", "span_id")
 
 _log = logging.getLogger(__name__)
@@ -49,7 +52,7 @@ class JsonFormatter(logging.Formatter):
         }
         entry |= _more(record, _IDS)
         if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
+            entry["exception"] = _exception(self, record)
         try:
             line = orjson.dumps(entry, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
         except TypeError:
@@ -76,7 +79,7 @@ class TextFormatter(logging.Formatter):
         more = " ".join(f"{name}={value}" for name, value in _more(record, _IDS[:1]).items())
         line = f"{head} {record.getMessage()}" + (f"  {more}" if more else "")
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
+            line += "\n" + _exception(self, record)
         return _masked(line, self._secrets)
 
 
@@ -104,6 +107,24 @@ def _more(record: logging.LogRecord, ids: Iterable[str]) -> dict[str, object]:
         for name in ids:
             more.setdefault(name, getattr(request, name))
     return more
+
+
+def _exception(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    """Write an exception; without the words of those that may quote a user or a video.
+
+    Errors of a library carry the value that they stumbled over. Where that may come from a caller
+    or from Redis the kinds of the errors and the places in the code must do.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    private = getattr(record, "private", False) or record.name == "asyncio"
+    if error is None or not (private or CURRENT.get() is not None):
+        return formatter.formatException(record.exc_info) if record.exc_info else ""
+    pieces: list[str] = []
+    while error is not None and len(pieces) < _CHAIN:
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        pieces.append(f"{frames}{type(error).__module__}.{type(error).__qualname__}")
+        error = error.__cause__ or error.__context__
+    return "\ncaused by\n".join(pieces)
 
 
 def _masked(line: str, secrets: Iterable[str]) -> str:

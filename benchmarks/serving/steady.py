@@ -57,6 +57,7 @@ async def keep_steady(
     rate: float,
     stop: asyncio.Event,
     patience: float = 10.0,
+    most: int = 1_000,
 ) -> Outcome:
     """Send requests at a rate, whatever becomes of the earlier ones, until told to stop.
 
@@ -66,18 +67,22 @@ async def keep_steady(
         rate: requests a second.
         stop: ends it; what was sent still gets its answer.
         patience: seconds after which a request without an answer is lost.
+        most: requests at a time; a server that cannot keep up gets fewer a second.
     """
     outcome, kept = Outcome(patience), deque[Streams]()
+    room = asyncio.Semaphore(most)
     async with asyncio.TaskGroup() as group:
         begin = time.monotonic()
         for number in itertools.count():
             due = begin + number / rate
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+            await room.acquire()
             if stop.is_set():
                 break
-            await asyncio.sleep(max(0.0, due - time.monotonic()))
             request = requests[number % len(requests)]
             outcome.sent += 1
-            group.create_task(_send(port, request, due, kept if number % 2 else None, outcome))
+            sending = _send(port, request, due, kept if number % 2 else None, outcome)
+            group.create_task(sending).add_done_callback(lambda _: room.release())
     for _, writer in kept:
         writer.close()
     return outcome

@@ -38,11 +38,12 @@ def steadily(service: Started, stop: threading.Event, found: list[Outcome], rate
         requests = [score, score, score, event]
         port = service.client.base_url.port
         assert port is not None
-        found.append(await keep_steady(port, requests, rate=rate, stop=ended, patience=60))
+        found.append(await keep_steady(port, requests, rate=rate, stop=ended, patience=60, most=32))
 
     asyncio.run(load())
 
 
+@pytest.mark.timeout(400)
 def test_a_rolling_restart_of_two_workers_loses_no_request(
     tmp_path: Path, store: ModelStore
 ) -> None:
@@ -50,7 +51,7 @@ def test_a_rolling_restart_of_two_workers_loses_no_request(
     found: list[Outcome] = []
     stop = threading.Event()
     flags = ("--workers", "2", "--drain-notice-seconds", "0.5", "--drain-seconds", "60")
-    # A busy machine may be late: that is no loss.
+    # A machine that is busy with other things may be late, or slower than that: it is no loss.
     flags += ("--score-timeout-ms", "60000")
     with started(store, tmp_path, *flags) as service:
         wait_for(lambda: lines(service, "Application startup complete") == 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pty
 import re
@@ -17,6 +18,10 @@ import msgpack
 import pytest
 
 from model_store import ModelStore
+from service.access_log import AccessLog
+from service.draining import Drain
+from service.edge import Edge
+from service.logs import configure_logs
 
 from .conftest import ROOT, serving, wait_for
 
@@ -185,6 +190,45 @@ def test_no_line_tells_a_history(talking: tuple[httpx.Client, Log]) -> None:
     text = log.path.read_text()
     for told in ("zzuser", "zzvideo", "zzwrong", "0.125", "0.625"):
         assert told not in text
+
+
+async def test_an_error_of_ours_is_told_without_what_it_stumbled_over(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """500: the log has the kinds of the errors and the places in the code, and the request's id."""
+    seen: dict[str, str] = {}
+
+    async def stumble(*_: object) -> None:
+        try:
+            seen["zzvideo-9"]
+        except KeyError as exc:
+            raise ValueError("no zzuser") from exc
+
+    before = logging.getLogger().handlers[:]
+    configure_logs()
+    try:
+        log = AccessLog("notable", 100.0)
+        edge = Edge(stumble, max_body_bytes=10, access_log=log, drain=Drain(0))
+        transport = httpx.ASGITransport(edge)
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            answer = await client.get("/", headers={"x-request-id": "odd"})
+        logging.getLogger("service").error("x", exc_info=ValueError("a path"))
+    finally:
+        logging.getLogger().handlers[:] = before
+        logging.captureWarnings(capture=False)
+        sys.excepthook = sys.__excepthook__
+    lines = map(json.loads, capsys.readouterr().err.splitlines())
+    failed, line, other = (each for each in lines if each["logger"].startswith("service"))
+
+    assert answer.status_code == 500
+    assert answer.headers["x-request-id"] == answer.json()["request_id"] == "odd"
+    assert (failed["request_id"], line["request_id"], line["status"]) == ("odd", "odd", 500)
+    assert "builtins.KeyError" in failed["exception"]
+    assert "in stumble" in failed["exception"]
+    assert "zz" not in failed["exception"].replace('seen["zzvideo-9"]', "").replace(
+        '"no zzuser"', ""
+    )
+    assert "a path" in other["exception"]
 
 
 def test_by_default_only_notable_requests_have_lines(tmp_path: Path, store: ModelStore) -> None:
