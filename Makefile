@@ -13,7 +13,7 @@ ONCE ?=
 ONLY ?=
 SECONDS_OF_EPOCH ?=
 
-.PHONY: help install check test chaos demo verify-deploy bench bench-state bench-training bench-full-size format clean
+.PHONY: help install check test chaos demo verify-deploy bench bench-state bench-training bench-full-size docs format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 16
@@ -24,7 +24,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "no Python >= 3.11 found: make PYTHON=/path/to/python3.11 install"; exit 1; }
 	@test -x $(BIN)/python || { echo "making .venv with $$($(PYTHON) --version)"; $(PYTHON) -m venv .venv; }
 	@echo "installing into .venv (torch and ONNX Runtime are large: a few minutes the first time)"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[service,training,demo,dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[service,otel,training,demo,dev]'
 	@touch $@
 
 check: $(STAMP)  ## lint, format, types, import contracts
@@ -56,6 +56,9 @@ bench-training: $(STAMP)  ## training and evaluation speed beside a per-row impl
 
 bench-full-size: $(STAMP)  ## reading and training a log of MicroVideo-1.7M's size: time and memory
 	$(BIN)/python -m benchmarks.full_size $(if $(SECONDS_OF_EPOCH),--seconds $(SECONDS_OF_EPOCH))
+
+docs: $(STAMP)  ## write docs/configuration.md anew from the settings
+	$(BIN)/python -m service settings --page > docs/configuration.md
 
 format: $(STAMP)  ## rewrite the code in the house format
 	$(BIN)/ruff check --fix-only --exit-zero . && $(BIN)/ruff format .

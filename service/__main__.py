@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import signal
@@ -10,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from pathlib import Path
+from importlib import import_module
 from types import FrameType
 from typing import NoReturn
 
@@ -19,14 +18,17 @@ from pydantic import ValidationError
 
 from model_store import ModelStore, ModelStoreError
 from service.embedded_redis import EmbeddedRedisError, embedded_redis
+from service.flags import flag_parser, from_environment, take_flags
 from service.logs import configure_logs
+from service.masking import secrets_of
 from service.settings import Settings
+from service.settings_page import faults_of
 
 # No import here may lead to prometheus_client: it decides about several workers at import,
 # and the variable that it looks at is set below.
 
 _FACTORY = "service.app:create_app_from_env"
-_DRAIN_SECONDS = 10
+_WORKER_SECONDS = 60
 
 _log = logging.getLogger("service")
 
@@ -49,16 +51,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def serve(arguments: Sequence[str]) -> int:
     """Run the service until a signal ends it; return the exit status."""
-    for name, value in _parse(arguments).items():
-        os.environ[f"CTR_{name.upper()}"] = value
+    description = "Rank micro-videos by the probability of a click."
+    take_flags(flag_parser("python -m service [serve]", description), arguments)
     try:
-        settings = Settings()  # type: ignore[call-arg]  # from the environment
+        settings = from_environment()
     except ValidationError as exc:
-        for fault in exc.errors():
-            flag = "--" + "-".join(map(str, fault["loc"])).replace("_", "-")
-            print(f"service: {flag}: {fault['msg']}", file=sys.stderr)  # noqa: T201
+        for fault in faults_of(exc):
+            print(f"service: {fault}", file=sys.stderr)  # noqa: T201
         return 2
-    configure_logs(settings.log_level)
+    configure_logs(settings.log_level, settings.log_format, secrets_of(settings.redis_address))
+    if settings.traces and not _can_trace():
+        return 1
     if not settings.wait_for_model:
         try:
             ModelStore(settings.model_store).open()
@@ -76,7 +79,7 @@ def serve(arguments: Sequence[str]) -> int:
 
 def _serve(settings: Settings) -> None:
     with ExitStack() as stack:
-        if settings.redis_url is None:
+        if settings.redis_address is None:
             os.environ["CTR_REDIS_URL"] = stack.enter_context(
                 embedded_redis(settings.data_dir, fsync=settings.embedded_fsync)
             )
@@ -92,35 +95,27 @@ def _serve(settings: Settings) -> None:
             host=settings.host,
             port=settings.port,
             workers=settings.workers,
-            http="service.http_protocol:JoinedHttp",
             log_config=None,
             access_log=False,
             server_header=False,
             # Nothing here looks at the caller's address.
             proxy_headers=False,
-            timeout_graceful_shutdown=_DRAIN_SECONDS,
+            http="service.connections:LingeringProtocol",
+            timeout_keep_alive=settings.keep_alive_seconds,
+            timeout_graceful_shutdown=settings.drain_seconds,
+            # How long a worker may take to start, or to be heard of, before it is replaced.
+            timeout_worker_healthcheck=_WORKER_SECONDS,
         )
 
 
-def _parse(arguments: Sequence[str]) -> dict[str, str]:
-    parser = argparse.ArgumentParser(
-        prog="python -m service [serve]",
-        description="Rank micro-videos by the probability of a click.",
-        epilog="Each flag is also an environment variable: --data-dir is CTR_DATA_DIR. Other "
-        "verbs, each with its own --help: load-videos, dump, restore.",
-        argument_default=argparse.SUPPRESS,
-    )
-    parser.add_argument("--model-store", metavar="DIR", help="published model versions")
-    parser.add_argument("--redis-url", metavar="URL", help="default: an embedded Redis")
-    parser.add_argument("--host", help="default: 127.0.0.1")
-    parser.add_argument("--port", help="default: 8000")
-    parser.add_argument("--workers", metavar="N", help="processes that answer, default: 1")
-    parser.add_argument(
-        "--wait-for-model", action="store_const", const="true", help="start without a version"
-    )
-    parser.add_argument("--data-dir", metavar="DIR", type=Path, help="default: var")
-    parser.add_argument("--log-level", metavar="LEVEL", help="debug, info, warning or error")
-    return {name: str(value) for name, value in vars(parser.parse_args(arguments)).items()}
+def _can_trace() -> bool:
+    try:
+        import_module("service.tracing")
+    except ImportError as exc:
+        fix = "pip install 'thacil-ctr[otel]', or set CTR_TRACES=false"
+        _log.error("traces are wanted, and what they need is not installed (%s): %s", exc, fix)
+        return False
+    return True
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:

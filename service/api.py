@@ -125,8 +125,11 @@ async def get_live() -> dict[str, str]:
 async def get_ready(parts: PartsOf) -> dict[str, str]:
     """Say that a model is open, and that Redis has been reached since the start.
 
-    A process that has seen Redis stays ready without it: it still answers, degraded.
+    A process that has seen Redis stays ready without it: it still answers, degraded. One that
+    was told to end is not ready any more.
     """
+    if parts.drain.begun:
+        raise ProblemError(503, "this process is going away: ask another")
     version = parts.live.current().manifest.version
     try:
         await parts.state.ping()

@@ -14,15 +14,19 @@ from starlette.types import ASGIApp
 
 from model_store import Device, ModelStore, ModelStoreError, find_device
 from service import api, metrics, user_api, video_api
+from service.access_log import AccessLog
 from service.admission import Admission
 from service.background import Background
 from service.changes import Changes
-from service.edge import Edge
+from service.draining import Drain
+from service.edge import Edge, Tracer
 from service.events import Events
 from service.fast_path import FastPath
+from service.flags import from_environment
 from service.head_queue import Batching, HeadQueue
 from service.live_model import LiveModel
 from service.logs import configure_logs
+from service.masking import secrets_of
 from service.parts import Parts
 from service.problems import problem_response
 from service.profiles import Profiles
@@ -43,21 +47,30 @@ class SettingsError(Exception):
     """The settings do not suffice for an app."""
 
 
-def create_app(settings: Settings) -> ASGIApp:
+def create_app(settings: Settings, *, tracer: Tracer | None = None) -> ASGIApp:
     """Make the app.
+
+    Args:
+        settings: what an operator set.
+        tracer: makes spans of requests.
 
     Raises:
         SettingsError: no ``redis_url``; the command line gives the embedded one's.
     """
-    if settings.redis_url is None:
+    url = settings.redis_address
+    if url is None:
         raise SettingsError("redis_url is not set: start with python -m service, or set it")
-    url = settings.redis_url
+
+    drain = Drain(settings.drain_notice_seconds)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with _assembled(settings, url) as parts:
+        async with _assembled(settings, url, drain) as parts:
             app.state.parts = parts
+            drain.watch()
             yield
+        if tracer is not None:
+            await tracer.close()
 
     app = FastAPI(
         title="Click-through prediction for micro-videos", lifespan=lifespan, redoc_url=None
@@ -67,18 +80,39 @@ def create_app(settings: Settings) -> ASGIApp:
     for error in REFUSALS:
         app.add_exception_handler(error, _answer_problem)
     fast = FastPath(app, {"/score": api.score, "/events": api.events})
-    return Edge(fast, max_body_bytes=settings.max_body_bytes)
+    return Edge(
+        fast,
+        max_body_bytes=settings.max_body_bytes,
+        access_log=AccessLog(settings.access_log, settings.slow_ms),
+        drain=drain,
+        tracer=tracer,
+    )
 
 
 def create_app_from_env() -> ASGIApp:
     """Make the app from the environment: what every worker process calls."""
-    settings = Settings()  # type: ignore[call-arg]  # from the environment
-    configure_logs(settings.log_level)
-    return create_app(settings)
+    settings = from_environment()
+    configure_logs(settings.log_level, settings.log_format, secrets_of(settings.redis_address))
+    return create_app(settings, tracer=make_tracer() if settings.traces else None)
+
+
+def make_tracer() -> Tracer | None:
+    """Make a tracer as the ``OTEL_`` variables want it; ``None`` where they want none.
+
+    Raises:
+        SettingsError: a variable has no good value.
+    """
+    # Not above: without the extra there is nothing to import.
+    from service.tracing import tracer_from_environment  # noqa: PLC0415
+
+    try:
+        return tracer_from_environment()
+    except ValueError as exc:
+        raise SettingsError(f"traces cannot be set up: {exc}") from exc
 
 
 @asynccontextmanager
-async def _assembled(settings: Settings, url: str) -> AsyncIterator[Parts]:
+async def _assembled(settings: Settings, url: str, drain: Drain) -> AsyncIterator[Parts]:
     async with AsyncExitStack() as stack:
         stack.callback(metrics.forget_process)
         metrics.WORKERS.set(1)
@@ -96,7 +130,7 @@ async def _assembled(settings: Settings, url: str) -> AsyncIterator[Parts]:
                 settings.device, memory_mb=settings.gpu_memory_mb, arena=settings.gpu_arena
             ),
         )
-        parts = _wired(settings, state, live, executor=executor)
+        parts = _wired(settings, state, live, drain=drain, executor=executor)
         warmth = Warmth(
             state,
             parts.profiles,
@@ -117,7 +151,9 @@ async def _assembled(settings: Settings, url: str) -> AsyncIterator[Parts]:
         yield parts
 
 
-def _wired(settings: Settings, state: State, live: LiveModel, *, executor: Executor) -> Parts:
+def _wired(
+    settings: Settings, state: State, live: LiveModel, *, drain: Drain, executor: Executor
+) -> Parts:
     changes = Changes(state, poll_seconds=settings.change_poll_seconds)
     profiles = Profiles(
         state,
@@ -145,6 +181,7 @@ def _wired(settings: Settings, state: State, live: LiveModel, *, executor: Execu
     tolerance = settings.future_tolerance_seconds
     return Parts(
         settings=settings,
+        drain=drain,
         state=state,
         live=live,
         changes=changes,

@@ -104,7 +104,7 @@ class Background:
         # One user's odd data must not end the work for all.
         except Exception:  # noqa: BLE001  it is logged
             metrics.PROFILES.labels("dropped").inc(len(batch))
-            _log.exception("no background profiles")
+            _log.exception("no background profiles", extra={"private": True})
         else:
             now = time.monotonic()
             metrics.PROFILES.labels("background").inc(len(computed))

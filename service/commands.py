@@ -17,7 +17,9 @@ from tqdm import tqdm
 from model_store import ModelStore, ModelStoreError
 from service.dump_file import DumpError, DumpWriter, read_dump
 from service.embedded_redis import EmbeddedRedisError, embedded_redis, running_redis
+from service.flags import from_environment
 from service.loader import load_videos
+from service.operator_verbs import doctor_verb, settings_verb
 from service.settings import Settings
 from service.state import AddressError, StateDownError
 from service.state.transfer import Transfer, UserFacts, VideoFacts
@@ -117,6 +119,8 @@ def restore_verb(arguments: Sequence[str]) -> int:
 
 
 COMMANDS: Final[dict[str, Callable[[Sequence[str]], int]]] = {
+    "doctor": doctor_verb,
+    "settings": settings_verb,
     "load-videos": load_verb,
     "dump": dump_verb,
     "restore": restore_verb,
@@ -137,7 +141,7 @@ def _parser(verb: str, description: str) -> argparse.ArgumentParser:
 def _settings() -> Settings:
     # The verbs need no model: only where and how long facts are kept.
     os.environ.setdefault("CTR_MODEL_STORE", ".")
-    return Settings()  # type: ignore[call-arg]  # from the environment
+    return from_environment()
 
 
 def _run(options: argparse.Namespace, work: Callable[[str], Coroutine[Any, Any, None]]) -> int:
@@ -164,7 +168,7 @@ def _run(options: argparse.Namespace, work: Callable[[str], Coroutine[Any, Any, 
 @contextmanager
 def _address(options: argparse.Namespace) -> Iterator[str]:
     settings = _settings()
-    url = options.redis_url or settings.redis_url
+    url = options.redis_url or settings.redis_address
     directory = Path(options.data_dir or settings.data_dir)
     url = url or running_redis(directory)
     if url:

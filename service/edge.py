@@ -1,23 +1,44 @@
-"""Around every request: its id, the limit of its body, its count, and the last resort."""
+"""Around every request: its ids, the limit of its body, its count, its log line, the last resort."""
 
 from __future__ import annotations
 
 import logging
-import random
-import re
 import time
-from typing import Final
+from typing import Final, Protocol
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import metrics
+from service.access_log import AccessLog
+from service.draining import Drain
 from service.problems import ProblemError, problem_response
+from service.request_context import (
+    CURRENT,
+    RequestContext,
+    parent_from,
+    request_id_from,
+    server_timing,
+)
 
-_REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
+_UNMATCHED: Final = "unmatched"
 
 _log = logging.getLogger(__name__)
+
+
+class Tracer(Protocol):
+    """Makes spans of requests."""
+
+    def begin(self, request: RequestContext) -> None:
+        """Begin a request's span."""
+
+    def end(
+        self, request: RequestContext, method: str, route: str, status: int | None, end: float
+    ) -> None:
+        """End it, by ``time.perf_counter()``."""
+
+    async def close(self) -> None:
+        """Send what is left."""
 
 
 class BodyTooLargeError(Exception):
@@ -25,30 +46,49 @@ class BodyTooLargeError(Exception):
 
 
 class Edge:
-    """ASGI middleware: X-Request-ID, body limit, request metrics, and 500 for what is left.
+    """ASGI middleware: ids, body limit, metrics, log line, trace, and 500 for what is left.
 
     Args:
         app: what is inside.
         max_body_bytes: longest request body.
+        access_log: writes the lines of requests.
+        drain: says when connections should end.
+        tracer: makes spans, where traces are wanted.
     """
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        max_body_bytes: int,
+        access_log: AccessLog,
+        drain: Drain,
+        tracer: Tracer | None = None,
+    ) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._access_log = access_log
+        self._drain = drain
+        self._tracer = tracer
 
-    async def __call__(  # noqa: C901  one request from its first byte to its count
-        self, scope: Scope, receive: Receive, send: Send
-    ) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        start = time.perf_counter()
-        headers = Headers(scope=scope)
-        asked = headers.get("x-request-id", "")
-        request_id = asked if _REQUEST_ID.fullmatch(asked) else f"{random.getrandbits(128):032x}"
-        scope.setdefault("state", {})["request_id"] = request_id
-        answer = _Answer(send, request_id)
+        request, length = _opened(scope)
+        if self._tracer is not None:
+            self._tracer.begin(request)
+        scope.setdefault("state", {})["request_id"] = request.request_id
+        token = CURRENT.set(request)
+        answer = _Answer(send, request, self._drain)
+        try:
+            await self._serve(scope, receive, answer, length)
+        finally:
+            self._close(scope, request, answer.status)
+            CURRENT.reset(token)
+
+    async def _serve(self, scope: Scope, receive: Receive, answer: _Answer, length: bytes) -> None:
         too_large = False
         received = 0
 
@@ -67,14 +107,14 @@ class Edge:
                 await answer.send(message)
 
         try:
-            if int(headers.get("content-length", "0")) > self._max_body_bytes:
+            if int(length) > self._max_body_bytes:
                 too_large = True
             else:
                 await self._app(scope, limited, watched)
         except BodyTooLargeError:
             pass
         except Exception:  # noqa: BLE001  the last resort
-            _log.exception("request %s failed", request_id)
+            _log.exception("request %s failed", answer.request.request_id)
             if answer.status is None:
                 problem = ProblemError(500, "an error inside the service; its log has the id")
                 await problem_response(Request(scope), problem)(scope, receive, answer.send)
@@ -82,21 +122,57 @@ class Edge:
             limit = self._max_body_bytes
             problem = ProblemError(413, f"the body is longer than {limit} bytes: split the call")
             await problem_response(Request(scope), problem)(scope, receive, answer.send)
-        route = scope.get("route_path") or getattr(scope.get("route"), "path", "unmatched")
-        metrics.requests(route, answer.status).inc()
-        metrics.request_seconds(route).observe(time.perf_counter() - start)
+
+    def _close(self, scope: Scope, request: RequestContext, status: int | None) -> None:
+        end = time.perf_counter()
+        # The route's template: a path may hold a user's id, and there is no end of them.
+        route = str(scope.get("route_path") or getattr(scope.get("route"), "path", _UNMATCHED))
+        metrics.requests(route, status).inc()
+        metrics.request_seconds(route).observe(end - request.start)
+        self._access_log.note(scope["method"], route, status, 1e3 * (end - request.start))
+        if self._tracer is not None:
+            self._tracer.end(request, scope["method"], route, status, end)
 
 
 class _Answer:
-    """Passes an answer on, with the request's id, and remembers its status."""
+    """Passes an answer on, with what belongs into its head, and remembers its status."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, send: Send, request: RequestContext, drain: Drain) -> None:
         self._send = send
-        self._request_id = request_id
+        self._drain = drain
+        self.request = request
         self.status: int | None = None
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            MutableHeaders(scope=message)["x-request-id"] = self._request_id
+            request = self.request
+            headers = [
+                *message.get("headers", ()),
+                (b"x-request-id", request.request_id.encode()),
+                (b"traceparent", request.traceparent),
+                (b"server-timing", server_timing(request)),
+            ]
+            if self._drain.begun:
+                headers.append((b"connection", b"close"))
+            message["headers"] = headers
         await self._send(message)
+
+
+def _opened(scope: Scope) -> tuple[RequestContext, bytes]:
+    """Make the context of a request, and find how long its body says it is."""
+    request_id = traceparent = None
+    tracestate, length, parents = b"", b"0", 0
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            length = value
+        elif name == b"x-request-id":
+            request_id = value
+        elif name == b"traceparent":
+            traceparent = value
+            parents += 1
+        elif name == b"tracestate":
+            tracestate += b"," + value if tracestate else value
+    # Two of them are none, says the standard.
+    parent = parent_from(traceparent, tracestate) if parents == 1 else None
+    return RequestContext(request_id_from(request_id), parent), length

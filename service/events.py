@@ -73,7 +73,7 @@ class Events:
             verdicts = [c for c in checked if isinstance(c, Verdict)]
             _count(verdicts)
             return verdicts, {}
-        with metrics.stage("append"):
+        with metrics.stage("append", "redis"):
             appended = await self._state.append(clicks)
         answers = zip(appended.verdicts, appended.known, strict=True)
         verdicts = [c if isinstance(c, Verdict) else _verdict(*next(answers)) for c in checked]

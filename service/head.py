@@ -6,6 +6,7 @@ scored as it would be alone, whatever runs beside it.
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from model_store import FloatArray, OpenVersion, click_probabilities
+from service.request_context import Lap
 from service.rows import SlotArray, encode, gather
 from service.state import Video
 
@@ -51,16 +53,20 @@ class Scored:
     Attributes:
         probabilities: [N], NaN for a candidate whose row is nowhere.
         rows: [M, R], of the new videos.
+        laps: ``rows``: encoding new videos and gathering rows; ``head``: the model's run.
     """
 
     probabilities: npt.NDArray[np.float64]
     rows: FloatArray
+    laps: Sequence[Lap] = ()
 
 
 def score(job: Job) -> Scored:
     """Score a job by itself, tile by tile."""
+    start = time.perf_counter()
     known, rows, tiles = _tiles(job)
-    return _scored(job, known, rows, [_logits(job, tile) for tile in tiles])
+    gathered = ("rows", start, time.perf_counter())
+    return _scored(job, known, rows, [_logits(job, tile) for tile in tiles], gathered)
 
 
 def score_merged(jobs: Sequence[Job]) -> list[Scored | Exception]:
@@ -76,22 +82,24 @@ def score_merged(jobs: Sequence[Job]) -> list[Scored | Exception]:
     prepared = {}
     kinds: dict[tuple[int, tuple[int, ...], int], list[_Tile]] = defaultdict(list)
     for place, job in enumerate(jobs):
+        start = time.perf_counter()
         try:
-            prepared[place] = known, rows, tiles = _tiles(job)
+            known, rows, tiles = _tiles(job)
         except Exception as exc:  # noqa: BLE001  handed to whoever waits for this job
             found[place] = exc
             continue
+        prepared[place] = known, rows, ("rows", start, time.perf_counter())
         logits[place] = [None] * len(tiles)
         for number, tile in enumerate(tiles):
             width = next(width for width in _WIDTHS if len(tile) <= width)
             kinds[id(job.opened), job.profile.shape, width].append(_Tile(place, number, tile))
     for (_, _, width), kind in kinds.items():
-        for start in range(0, len(kind), _TILES_PER_RUN):
-            _run_tiles(jobs, kind[start : start + _TILES_PER_RUN], width, logits)
-    for place, (known, rows, _) in prepared.items():
+        for begin in range(0, len(kind), _TILES_PER_RUN):
+            _run_tiles(jobs, kind[begin : begin + _TILES_PER_RUN], width, logits)
+    for place, (known, rows, gathered) in prepared.items():
         done = [part for part in logits[place] if part is not None]
         if len(done) == len(logits[place]):
-            found[place] = _scored(jobs[place], known, rows, done)
+            found[place] = _scored(jobs[place], known, rows, done, gathered)
     return [outcome or score_alone(job) for outcome, job in zip(found, jobs, strict=True)]
 
 
@@ -153,11 +161,16 @@ def _tiles(job: Job) -> tuple[npt.NDArray[np.bool_], FloatArray, list[FloatArray
 
 
 def _scored(
-    job: Job, known: npt.NDArray[np.bool_], rows: FloatArray, logits: Sequence[FloatArray]
+    job: Job,
+    known: npt.NDArray[np.bool_],
+    rows: FloatArray,
+    logits: Sequence[FloatArray],
+    gathered: Lap,
 ) -> Scored:
     probabilities = click_probabilities(np.concatenate(logits) if logits else np.zeros(0, "f4"))
+    laps = (gathered, ("head", gathered[2], time.perf_counter()))
     if len(probabilities) == len(job.slots):
-        return Scored(probabilities, rows)
+        return Scored(probabilities, rows, laps)
     scores = np.full(len(job.slots), np.nan)
     scores[known] = probabilities
-    return Scored(scores, rows)
+    return Scored(scores, rows, laps)

@@ -19,6 +19,7 @@ from typing import Final
 from service import metrics
 from service.admission import DeadlineError
 from service.head import Job, Scored, score, score_alone, score_merged
+from service.request_context import note_laps
 
 _NEW_VIDEO_WEIGHT: Final = 4.0
 """What encoding a video costs, in candidates."""
@@ -83,12 +84,16 @@ class HeadQueue:
         Raises:
             DeadlineError: it passed.
         """
+        asked = time.perf_counter()
         waiting = _Waiting(job, deadline, asyncio.get_running_loop().create_future())
         if waiting.weight * self._seconds_per_row <= self._batching.inline_seconds:
-            return self._measured(waiting)
-        self._waiting.append(waiting)
-        self._start()
-        return await waiting.future
+            scored = self._measured(waiting)
+        else:
+            self._waiting.append(waiting)
+            self._start()
+            scored = await waiting.future
+        note_laps(asked, scored.laps)
+        return scored
 
     def _measured(self, waiting: _Waiting) -> Scored:
         begin = time.thread_time()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from functools import cache
+from pathlib import Path
 from typing import Final
 
 from prometheus_client import (
@@ -17,6 +18,9 @@ from prometheus_client import (
     generate_latest,
     multiprocess,
 )
+
+from service.metric_files import cleared
+from service.request_context import note_lap
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 _MULTIPROCESS: Final = "PROMETHEUS_MULTIPROC_DIR"
@@ -97,18 +101,27 @@ def show_model(name: str, version: str, *, serving: bool) -> None:
 
 
 class stage:  # noqa: N801  reads as the function that it replaces
-    """Measures one stage of a request: ``with stage(name):``."""
+    """Measures one stage of a request: ``with stage(name):``.
 
-    __slots__ = ("_name", "_start")
+    Args:
+        name: of the stage in the metrics.
+        lap: what it is called in the timing of the request; without one it is not in there.
+    """
 
-    def __init__(self, name: str) -> None:
+    __slots__ = ("_lap", "_name", "_start")
+
+    def __init__(self, name: str, lap: str | None = None) -> None:
         self._name = name
+        self._lap = lap
 
     def __enter__(self) -> None:
         self._start = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
-        _of_stage(self._name).observe(time.perf_counter() - self._start)
+        end = time.perf_counter()
+        _of_stage(self._name).observe(end - self._start)
+        if self._lap is not None:
+            note_lap(self._lap, self._start, end)
 
 
 @cache
@@ -135,7 +148,8 @@ def exposition() -> bytes:
         return generate_latest(REGISTRY)
     registry = CollectorRegistry()
     multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return generate_latest(registry)
+    with cleared(Path(os.environ[_MULTIPROCESS])):
+        return generate_latest(registry)
 
 
 def forget_process() -> None:

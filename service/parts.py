@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from service.admission import Admission
 from service.background import Background
 from service.changes import Changes
+from service.draining import Drain
 from service.events import Events
 from service.live_model import LiveModel
 from service.profiles import Profiles
@@ -23,6 +24,7 @@ class Parts:
     """One of each."""
 
     settings: Settings
+    drain: Drain
     state: State
     live: LiveModel
     changes: Changes

@@ -20,6 +20,7 @@ from service.head_queue import HeadQueue
 from service.last_profiles import Profile
 from service.live_model import LiveModel
 from service.profiles import Profiles
+from service.request_context import timed
 from service.rows import Resolved, RowCache, SlotArray, count_hits, resolve
 from service.state import Position, StateDownError, Video
 
@@ -256,11 +257,12 @@ class Scoring:
             with metrics.stage("model"):
                 job = Job(opened, guess.array, cache.table, slots, ())
                 scored = await self._head.score(job, deadline)
-            with metrics.stage("state"):
+            # Only what is waited for beyond the run.
+            with metrics.stage("state", "redis"):
                 view = await reading
         finally:
             reading.cancel()
-        with metrics.stage("user"):
+        with metrics.stage("user", "profile"):
             profile = await self._profiles.profile(opened, user_id, view)
         right = profile.array is guess.array
         self._luck.note(right=right)
@@ -284,10 +286,10 @@ class Scoring:
         stored: Sequence[str] = candidates.video_ids
         if inline:
             stored = [v for place, v in enumerate(stored) if place not in inline]
+        read = partial(timed, "redis", partial(self._profiles.view, opened, user_id))
         with metrics.stage("state"):
-            read = partial(self._profiles.view, opened, user_id)
             resolved = await resolve(cache, stored, read)
-        with metrics.stage("user"):
+        with metrics.stage("user", "profile"):
             profile = await self._profiles.profile(opened, user_id, resolved.read)
         return await self._scored(opened, profile, candidates, resolved, cache, deadline)
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from service.lifetimes import Lifetimes
@@ -21,14 +21,26 @@ class Settings(BaseSettings):
 
     Attributes:
         model_store: directory of published versions.
-        redis_url: where state lives, also from ``REDIS_URL``; ``None`` starts an embedded Redis.
+        redis_url: where state lives, see [state.md](state.md#addresses); ``REDIS_URL`` is taken
+            where this is not set; without either an embedded Redis is started.
         embedded_fsync: when the embedded Redis calls a write safe.
         host: address to listen on.
         port: port to listen on.
         workers: processes that answer.
         wait_for_model: start without a usable version, not ready until there is one.
         data_dir: files of the embedded Redis and of the metrics of several workers.
+        keep_alive_seconds: how long an idle connection stays open: longer than a proxy in front
+            keeps it, or requests meet a connection that is just being closed.
+        drain_notice_seconds: how long after SIGTERM a process still takes connections, no longer
+            ready, so that whoever balances the load can look elsewhere.
+        drain_seconds: how long after that requests may take to finish; the rest is broken off.
         log_level: least level that is logged.
+        log_format: json, text, or auto: text on a terminal, JSON elsewhere.
+        access_log: requests that get a line in the log: all; notable ones, which failed (5xx, or
+            the caller went away) or took long; or off.
+        slow_ms: a request that takes longer is notable.
+        traces: send OpenTelemetry traces; needs the extra ``otel``, and is set up by the standard
+            ``OTEL_`` variables.
         max_body_bytes: longest request body.
         max_videos: videos per call.
         max_bulk_videos: videos per call in binary form.
@@ -67,7 +79,7 @@ class Settings(BaseSettings):
 
     model_store: Path
     redis_url: Annotated[
-        str | None, Field(validation_alias=AliasChoices("CTR_REDIS_URL", "REDIS_URL"))
+        SecretStr | None, Field(validation_alias=AliasChoices("CTR_REDIS_URL", "REDIS_URL"))
     ] = None
     embedded_fsync: Literal["everysec", "always"] = "everysec"
     host: str = "127.0.0.1"
@@ -75,7 +87,14 @@ class Settings(BaseSettings):
     workers: _Count = 1
     wait_for_model: bool = False
     data_dir: Path = Path("var")
+    keep_alive_seconds: _Count = 75
+    drain_notice_seconds: Annotated[float, Field(ge=0)] = 1.0
+    drain_seconds: _Count = 10
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "json", "text"] = "auto"
+    access_log: Literal["all", "notable", "off"] = "notable"
+    slow_ms: Annotated[float, Field(ge=0)] = 250.0
+    traces: bool = False
     max_body_bytes: _Count = 64 * 1024 * 1024
     max_videos: _Count = 1_000
     max_bulk_videos: _Count = 50_000
@@ -94,7 +113,9 @@ class Settings(BaseSettings):
     profile_patience_seconds: Annotated[float, Field(gt=0)] = 5.0
     max_candidates_in_flight: _Count = 20_000
     score_timeout_ms: _Count = 2_000
-    threads: _Count = min(4, os.cpu_count() or 1)
+    threads: Annotated[int, Field(ge=1, json_schema_extra={"shown": "one a core, at most 4"})] = (
+        min(4, os.cpu_count() or 1)
+    )
     warm_videos: Annotated[int, Field(ge=0)] = 20_000
     warm_seconds: Annotated[float, Field(gt=0)] = 2.0
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -102,6 +123,12 @@ class Settings(BaseSettings):
     gpu_arena: Literal["same_as_requested", "next_power_of_two"] = "same_as_requested"
     gpu_window_microseconds: Annotated[float, Field(ge=0)] = 300.0
     inline_microseconds: Annotated[float, Field(ge=0)] = 1_000.0
+
+    @property
+    def redis_address(self) -> str | None:
+        """Where state lives, as a client needs it: with its password, never to be shown."""
+        # A variable that is set to nothing is not set.
+        return self.redis_url.get_secret_value() or None if self.redis_url else None
 
     @property
     def lifetimes(self) -> Lifetimes:

@@ -80,15 +80,17 @@ def fit(config: RunConfig, log: ClickLog, out: Path, processes: Processes = ALON
         speaks=processes.is_first,
     )
     with stop_request(patient=processes.count > 1) as stop:
-        while not progress.done:
+        while True:
             loop.epoch(progress, journal, stop)
             measured = _validate(network, validates, processes)
             _finish_epoch(config, optimizer, progress, measured)
             run.save_epoch(network, optimizer, progress)
             if processes.is_first:
                 _tell(progress, journal)
+            if progress.done:
+                break
             (asked,) = processes.sum(stop.signal_number is not None)
-            if asked and not progress.done:
+            if asked:
                 raise StoppedError(progress.place(shards.steps), stop.signal_number or 0)
     journal.close()
     return progress

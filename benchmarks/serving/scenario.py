@@ -168,13 +168,19 @@ def server(
 
 @contextmanager
 def service(
-    store: ModelStore, redis_url: str, log: Path, *, workers: int = 1, **env: str
+    store: ModelStore,
+    redis_url: str,
+    log: Path,
+    *,
+    workers: int = 1,
+    log_level: str = "warning",
+    **env: str,
 ) -> Iterator[Server]:
     """Run the service as its users do."""
     port = free_port()
     command = [sys.executable, "-m", "service", "--model-store", str(store.root)]
     command += ["--redis-url", redis_url, "--port", str(port), "--workers", str(workers)]
-    command += ["--data-dir", str(log.parent / "data"), "--log-level", "warning"]
+    command += ["--data-dir", str(log.parent / "data"), "--log-level", log_level]
     with server(command, port=port, log=log, env=env) as running:
         yield running
 

@@ -20,6 +20,8 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 
+from service.masking import masked_url
+
 AnyClient = redis.Redis | RedisCluster
 
 _PORT: Final = 6379
@@ -73,8 +75,15 @@ def make_client(url: str, limits: Limits) -> AnyClient:
         if scheme in ("redis+sentinel", "rediss+sentinel"):
             return _sentinel_client(parts, limits, options)
     except ValueError as exc:
-        raise AddressError(f"the address of Redis cannot be understood: {exc}") from exc
-    raise AddressError(f"the address of Redis starts with {scheme!r}: the forms are {_FORMS}")
+        if "@" not in url:
+            raise AddressError(f"the address of Redis cannot be understood: {exc}") from exc
+        # The library's words may quote a piece of the password.
+        raise AddressError(
+            f"the address of Redis cannot be understood: {masked_url(url)}; / ? # and @ in a "
+            "password are written %2F %3F %23 and %40"
+        ) from None
+    shown = masked_url(url).partition("://")[0]
+    raise AddressError(f"the address of Redis starts with {shown!r}: the forms are {_FORMS}")
 
 
 async def close_client(client: AnyClient) -> None:

@@ -7,6 +7,7 @@
 * ``v:{TAG}:ID`` string: category and features as float16
 * ``c:{TAG}`` stream: log of changed videos and deleted users
 * ``w:recent`` string: videos used last, for processes that start
+* ``w:probe`` string: written by the doctor, gone at once
 
 What stands in braces decides the slot of a cluster: all keys of a user share one. Videos
 share 64 of them, spread evenly, so that a script writes videos and their log at once.
@@ -20,6 +21,7 @@ from typing import Final, NamedTuple
 
 GROUPS: Final = 64
 RECENT: Final = "w:recent"
+PROBE: Final = "w:probe"
 
 _SLOTS: Final = 16_384
 

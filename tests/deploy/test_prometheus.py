@@ -99,21 +99,3 @@ def test_rules_speak_of_metrics_that_exist(rule: dict[str, Any]) -> None:
 
     assert named or rule["alert"] == "CtrDown"
     assert named <= known_names() | RECORDED
-
-
-def test_every_metric_is_documented() -> None:
-    """docs/metrics.md has a row for each metric, with its kind and its labels, and no other."""
-    text = (ROOT / "docs" / "metrics.md").read_text()
-    rows = dict(re.findall(r"^\| `(ctr_\w+)` \| ([^|]+?) \|", text, re.MULTILINE))
-    families = [
-        collector
-        for collector in REGISTRY._collector_to_names
-        if str(getattr(collector, "_name", "")).startswith("ctr_")
-    ]
-
-    told = {}
-    for family in families:
-        labels = ", ".join(f"`{label}`" for label in family._labelnames)
-        name = family._name + ("_total" if family._type == "counter" else "")
-        told[name] = f"{family._type}; {labels}" if labels else family._type
-    assert told == rows

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -30,6 +31,8 @@ LAYOUT = Layout(
     candidate_dim=4,
     profile_dim=5,
 )
+# Nobody balances the load of a test: its services need not wait for one to look elsewhere.
+QUICK = {"CTR_DRAIN_NOTICE_SECONDS": "0"}
 _DTYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64}
 
 
@@ -146,15 +149,24 @@ def wait_for(condition: Callable[[], bool], *, seconds: float = 30.0) -> None:
         time.sleep(0.05)
 
 
+@dataclass(frozen=True)
+class Started:
+    """A service in a process of its own."""
+
+    client: httpx.Client
+    process: subprocess.Popen[bytes]
+    log: Path
+
+
 @contextmanager
-def serving(store: ModelStore, data_dir: Path, *flags: str) -> Iterator[httpx.Client]:
+def started(store: ModelStore, data_dir: Path, *flags: str) -> Iterator[Started]:
     port = free_port()
     command = [sys.executable, "-m", "service", "--model-store", str(store.root)]
     command += ["--port", str(port), "--data-dir", str(data_dir), *flags]
     log = data_dir / "service.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, cwd=ROOT, stdout=output, stderr=output, env={**os.environ}
+            command, cwd=ROOT, stdout=output, stderr=output, env={**QUICK, **os.environ}
         )
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
@@ -167,10 +179,16 @@ def serving(store: ModelStore, data_dir: Path, *flags: str) -> Iterator[httpx.Cl
                     return False
 
             wait_for(up)
-            yield client
+            yield Started(client, process, log)
     finally:
         process.terminate()
         assert process.wait(timeout=30) == 0, log.read_text()
+
+
+@contextmanager
+def serving(store: ModelStore, data_dir: Path, *flags: str) -> Iterator[httpx.Client]:
+    with started(store, data_dir, *flags) as service:
+        yield service.client
 
 
 @pytest.fixture(scope="session")

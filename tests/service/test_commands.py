@@ -262,7 +262,9 @@ def test_a_damaged_dump_changes_nothing(tmp_path: Path, target: str, damage: str
 
 def test_help_teaches_the_verbs() -> None:
     """Every verb has its help, and an unknown one lists them."""
-    assert b"load-videos, dump, restore" in run("--help").stdout
-    for verb in ("serve", "load-videos", "dump", "restore"):
+    assert b"doctor, settings, load-videos, dump, restore" in b" ".join(
+        run("--help").stdout.split()
+    )
+    for verb in ("serve", "doctor", "settings", "load-videos", "dump", "restore"):
         assert run(verb, "--help").returncode == 0
-    assert b"serve, load-videos, dump, restore" in run("frobnicate").stderr
+    assert b"serve, doctor, settings, load-videos, dump, restore" in run("frobnicate").stderr

@@ -1,0 +1,154 @@
+"""What belongs to one request from its first byte to its last: its ids, and how long what took.
+
+The ids come from the caller where they are well-formed: ``X-Request-ID`` (1 to 128 visible ASCII
+characters), and ``traceparent`` of W3C Trace Context (https://www.w3.org/TR/trace-context/),
+whose trace is gone on with.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
+from typing import Final, NamedTuple, TypeVar, TypeVarTuple
+
+_REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,128}")
+# A later version may have more behind the flags, and would begin it with a dash.
+_TRACEPARENT: Final = re.compile(
+    rb"(?P<version>[0-9a-f]{2})-(?P<trace>[0-9a-f]{32})-(?P<parent>[0-9a-f]{16})"
+    rb"-(?P<flags>[0-9a-f]{2})(?P<more>-.*)?"
+)
+_NO_TRACE: Final = b"0" * 32
+_NO_PARENT: Final = b"0" * 16
+_SAMPLED: Final = 1
+
+Given = TypeVarTuple("Given")
+Result = TypeVar("Result")
+
+
+class Parent(NamedTuple):
+    """Where a request comes from in a trace.
+
+    Attributes:
+        trace_id: 32 hexadecimal digits, not all zero.
+        span_id: of the caller, 16 hexadecimal digits, not all zero.
+        sampled: whether the caller records the trace.
+        state: ``tracestate`` as it came, of vendors.
+    """
+
+    trace_id: str
+    span_id: str
+    sampled: bool
+    state: str
+
+
+Lap = tuple[str, float, float]
+"""A piece of the work for a request: its name, its start and its end, by ``time.perf_counter()``.
+
+A bare tuple, since half a dozen are made for every ranking.
+"""
+
+
+class RequestContext:
+    """One request.
+
+    Args:
+        request_id: what the caller and the log call it.
+        parent: where it comes from, where the caller said so in a valid form.
+
+    Attributes:
+        start: when it came, by ``time.perf_counter()``.
+        began_ns: the same, by the clock on the wall.
+        laps: the pieces of its work so far.
+    """
+
+    __slots__ = (
+        "began_ns",
+        "laps",
+        "parent",
+        "request_id",
+        "sampled",
+        "span",
+        "span_id",
+        "start",
+        "trace_id",
+    )
+
+    def __init__(self, request_id: str, parent: Parent | None) -> None:
+        self.start = time.perf_counter()
+        self.began_ns = time.time_ns()
+        self.request_id = request_id
+        self.parent = parent
+        # One draw for both: all zero, which no id may be, comes up once in 10**19 requests.
+        digits = f"{random.getrandbits(192):048x}"
+        self.trace_id = parent.trace_id if parent else digits[:32]
+        self.span_id = digits[32:]
+        self.sampled = parent.sampled if parent else False
+        self.laps: list[Lap] = []
+        self.span: object = None
+        """Of a tracer, where there is one."""
+
+    @property
+    def traceparent(self) -> bytes:
+        """This request's place in its trace, for the answer."""
+        return f"00-{self.trace_id}-{self.span_id}-{'01' if self.sampled else '00'}".encode()
+
+
+CURRENT: Final[ContextVar[RequestContext | None]] = ContextVar("request", default=None)
+"""The request that this task works for."""
+
+
+async def timed(name: str, call: Callable[[*Given], Awaitable[Result]], *given: *Given) -> Result:
+    """Call something and note how long it took as a piece of the present request."""
+    start = time.perf_counter()
+    try:
+        return await call(*given)
+    finally:
+        note_lap(name, start, time.perf_counter())
+
+
+def note_lap(name: str, start: float, end: float) -> None:
+    """Note a piece that was measured elsewhere; without a request nothing is noted."""
+    request = CURRENT.get()
+    if request is not None:
+        request.laps.append((name, start, end))
+
+
+def note_laps(asked: float, laps: Sequence[Lap]) -> None:
+    """Note pieces that were done elsewhere, and since when they had waited to be begun."""
+    request = CURRENT.get()
+    if request is not None and laps:
+        request.laps.append(("queue", asked, laps[0][1]))
+        request.laps.extend(laps)
+
+
+def request_id_from(given: bytes | None) -> str:
+    """Return the caller's request id, or a new one where it is missing or no good."""
+    if given is not None and _REQUEST_ID.fullmatch(given):
+        return given.decode("ascii")
+    return f"{random.getrandbits(128):032x}"
+
+
+def parent_from(traceparent: bytes | None, tracestate: bytes = b"") -> Parent | None:
+    """Read ``traceparent``; ``None`` where it is missing or not valid, as the standard has it."""
+    found = _TRACEPARENT.fullmatch(traceparent) if traceparent else None
+    if found is None or found["version"] == b"ff":
+        return None
+    if found["version"] == b"00" and found["more"] is not None:
+        return None
+    if found["trace"] == _NO_TRACE or found["parent"] == _NO_PARENT:
+        return None
+    sampled = bool(int(found["flags"], 16) & _SAMPLED)
+    trace, parent = found["trace"].decode(), found["parent"].decode()
+    return Parent(trace, parent, sampled, tracestate.decode("latin-1"))
+
+
+def server_timing(request: RequestContext) -> bytes:
+    """Write ``Server-Timing``: milliseconds by name, those of one name added up, and in all."""
+    spent: dict[str, float] = {}
+    for name, start, end in request.laps:
+        spent[name] = spent.get(name, 0.0) + end - start
+    spent["total"] = time.perf_counter() - request.start
+    return ", ".join([f"{name};dur={1e3 * took:.3f}" for name, took in spent.items()]).encode()
