@@ -69,7 +69,8 @@ def fit(config: RunConfig, log: ClickLog, out: Path, processes: Processes = ALON
         out, config, sizes={**sizes, "train_rows": len(log.train)}, processes=processes
     )
     progress = run.load(network, optimizer)
-    if progress.done:
+    was_done = progress.done
+    if was_done:
         return progress
     loop = TrainingLoop(config, network, optimizer, shards, run, processes)
     validates = train_examples(config, log, shards.validates)

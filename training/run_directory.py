@@ -85,7 +85,9 @@ class RunDirectory:
         if processes.is_first:
             out.mkdir(parents=True, exist_ok=True)
             resolved = {**config.model_dump(mode="json"), "sizes": sizes}
-            _write(path, json.dumps(resolved, indent=2) + "\n")
+            text = json.dumps(resolved, indent=2) + "\n"
+            if not path.exists() or path.read_text() != text:
+                _write(path, text)
 
     def load(self, network: Network, optimizer: torch.optim.Optimizer) -> Progress:
         """Restore the last checkpoint, if there is one.
