@@ -29,6 +29,7 @@ from pathlib import Path
 import hiredis
 import numpy as np
 
+from benchmarks.round_trips import counting_proxy
 from model_store import Click
 from service.embedded_redis import find_server
 from service.packed_profile import Origin, pack_profile
@@ -308,7 +309,7 @@ def score_costs(redis: Server, total: int) -> dict[str, tuple[float, float]]:
         read += [("GETRANGE", keys.meta, 0, META_BYTES - 1), ("GET", keys.profile)]
         computed += [
             ("EVALSHA", history, 3, keys.history, keys.meta, keys.lease, 0, ""),
-            ("EVALSHA", store, 3, keys.meta, keys.profile, keys.lease, version, stored, ""),
+            ("EVALSHA", store, 3, keys.meta, keys.profile, keys.lease, version, stored, "", 0),
         ]
     rows = [
         ("MGET", *(video_key(f"{(100 * call + row) % 1_000:07d}") for row in range(100)))
@@ -426,9 +427,36 @@ def main() -> None:
         print(f"{name:36s} {value:14,.1f}" if value >= 10 else f"{name:36s} {value:14.3f}")  # noqa: PLR2004
 
 
+async def round_trips(path: Path) -> dict[str, int]:
+    """Return how many round trips a look at a warm user takes, and calls of 1 and 10,000 events."""
+    url, counts = f"unix://{path.parent / 'counting'}", {}
+    with counting_proxy(path, path.parent / "counting") as proxy:
+        state, load = State(url, timeout_seconds=20), Load(500, events=True)
+        await state.videos(["v"])
+        for number in (1, 10_000):
+            users = load.users()[: min(number, 500)]
+            clicks = [
+                NewClick(users[row % len(users)], Click(at, video), event)
+                for row, (at, video, event) in enumerate(load.clicks(number))
+            ]
+            await state.append(clicks)
+            # Answers are held back until all that must be asked has been: one more is one too many.
+            proxy.hold(len(users) + 1, b"EVALSHA")
+            await state.append(clicks)
+            counts[f"events_{number}"] = proxy.round_trips(b"")
+        proxy.hold(3, b"")
+        await state.view(load.user(), [f"{number:07d}" for number in range(200)])
+        counts["score_warm"] = proxy.round_trips(b"")
+        await state.close()
+    return counts
+
+
 def measure(redis: Server, directory: Path, runs: Runs, options: argparse.Namespace) -> None:
     """Fill ``runs``: memory once, speeds in rounds, one thing after the other in each."""
     measure_memory(redis, runs, users=options.users)
+    for name, count in asyncio.run(round_trips(redis.path)).items():
+        runs[f"{name}_round_trips"].append(count)
+    redis.ask("FLUSHALL")
     loads = {encoding.name: Load(options.users, events=True) for encoding in ENCODED}
     for _ in range(options.rounds):
         for name, (wall, cpu) in score_costs(redis, options.appends).items():

@@ -6,6 +6,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 from fastapi import Response
+from starlette.convertors import PathConvertor, register_url_convertor
 
 from service import bodies
 from service.problems import ProblemError
@@ -15,6 +16,15 @@ JSON: Final = "application/json"
 PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
     status: {"model": bodies.ProblemOut} for status in (400, 404, 409, 413, 415, 422, 429, 503, 504)
 }
+
+
+class _IdConvertor(PathConvertor):
+    """Takes slashes and line breaks: what an id may not hold is said by :mod:`bodies`."""
+
+    regex = r"[\s\S]*"
+
+
+register_url_convertor("id", _IdConvertor())
 
 
 class Written(NamedTuple):

@@ -47,8 +47,7 @@ async def post_events(request: Request, parts: PartsOf) -> Response:
 async def events(parts: Parts, raw: bytes, scope: Scope) -> Written:
     """Answer ``POST /events``."""
     content_type = Headers(scope=scope).get("content-type", "application/json")
-    given = parse_events(content_type, raw)
-    check_limit("events", len(given), parts.settings.max_events)
+    given = parse_events(content_type, raw, limit=parts.settings.max_events)
     verdicts, users = await parts.events.record(given)
     if verdicts and all(verdict.status == "invalid" for verdict in verdicts):
         faults = [

@@ -129,7 +129,6 @@ def _wired(settings: Settings, state: State, live: LiveModel, *, executor: Execu
     )
     admission = Admission(settings.max_candidates_in_flight)
     scoring = Scoring(
-        state,
         live,
         profiles=profiles,
         head=HeadQueue(executor, _batching(settings, live.device)),

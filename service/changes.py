@@ -10,6 +10,7 @@ import asyncio
 import binascii
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -19,9 +20,10 @@ import numpy.typing as npt
 from service.state import Changes as Logged
 from service.state import State, StateDownError
 
-CLOCK_SKEW_MS: Final = 1_000
+CLOCK_SKEW_MS: Final = 500
 """How far the clocks of a cluster's servers may be apart."""
 
+_USUAL_LAG_MS: Final = 500
 _REMEMBERED: Final = 200_000
 
 _log = logging.getLogger(__name__)
@@ -48,19 +50,30 @@ class Changes:
         self._latest_ms = 0
         self._unknown_before_ms = math.inf
         self._on_videos: list[Callable[[Sequence[str] | None], None]] = []
-        self._on_user: list[Callable[[bytes], None]] = []
+        self._on_appeared: list[Callable[[Sequence[str]], None]] = []
+        self._on_user: list[Callable[[bytes, int], None]] = []
+        self._read_at = time.monotonic()
 
     def on_videos(self, callback: Callable[[Sequence[str] | None], None]) -> None:
         """Have changed videos reported; ``None`` says that it may be any."""
         self._on_videos.append(callback)
 
-    def on_user(self, callback: Callable[[bytes], None]) -> None:
-        """Have deleted users reported, by their marks."""
+    def on_appeared(self, callback: Callable[[Sequence[str]], None]) -> None:
+        """Have videos reported that were not registered before."""
+        self._on_appeared.append(callback)
+
+    def on_user(self, callback: Callable[[bytes, int], None]) -> None:
+        """Have deleted users reported, by their marks, and the versions that were left."""
         self._on_user.append(callback)
+
+    def lag_ms(self) -> int:
+        """Return for how long videos may have changed unnoticed; 0 when that is the usual while."""
+        lag_ms = (time.monotonic() - self._read_at) * 1e3
+        return int(lag_ms) if lag_ms > _USUAL_LAG_MS else 0
 
     def untouched(self, fingerprints: npt.NDArray[np.uint32], since_ms: int) -> bool:
         """Whether none of these videos can have changed since a moment of Redis' clock."""
-        since_ms -= CLOCK_SKEW_MS
+        since_ms -= CLOCK_SKEW_MS + _USUAL_LAG_MS
         if since_ms < self._unknown_before_ms:
             return False
         if since_ms > self._latest_ms:
@@ -87,21 +100,28 @@ class Changes:
             StateDownError: Redis does not answer.
         """
         first = not self._cursors and self._unknown_before_ms == math.inf
+        asked_at = time.monotonic()
         logged = await self._state.changes(self._cursors)
         self._cursors = logged.cursors
         if first:
             self._unknown_before_ms = 0
         self._take(logged)
+        self._read_at = asked_at
 
     def drop(self, video_ids: Sequence[str]) -> None:
         """Drop rows of videos that this process changed itself, without waiting for the logs."""
         for callback in self._on_videos:
             callback(video_ids)
 
-    def forget(self, user: bytes) -> None:
-        """Drop what is held of a user that this process deleted itself."""
+    def appear(self, video_ids: Sequence[str]) -> None:
+        """Drop rows of what videos were that are registered anew."""
+        for callback in self._on_appeared:
+            callback(video_ids)
+
+    def forget(self, user: bytes, version: int) -> None:
+        """Drop what is held of a user that was deleted, leaving a history at ``version``."""
         for callback in self._on_user:
-            callback(user)
+            callback(user, version)
 
     def _take(self, logged: Logged) -> None:
         self._unknown_before_ms = max(self._unknown_before_ms, logged.unknown_before_ms)
@@ -117,5 +137,7 @@ class Changes:
                 callback(None)
         elif logged.videos:
             self.drop([video_id for video_id, _ in logged.videos])
-        for user in logged.users:
-            self.forget(user)
+        if logged.appeared:
+            self.appear(logged.appeared)
+        for user, version in logged.users:
+            self.forget(user, version)

@@ -59,7 +59,7 @@ def dump_verb(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
 
     async def dump(url: str) -> None:
-        transfer = Transfer(url)
+        transfer = Transfer(url, lifetimes=_settings().lifetimes)
         try:
             with _output(options.file) as stream:
                 writer = DumpWriter(stream)
@@ -92,7 +92,7 @@ def restore_verb(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
 
     async def restore(url: str) -> None:
-        transfer = Transfer(url)
+        transfer = Transfer(url, lifetimes=_settings().lifetimes)
         counts = {"users": 0, "new users": 0, "videos": 0, "videos written": 0}
         try:
             with (

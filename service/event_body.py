@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from typing import Any, Final
 
@@ -9,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
 from service import bodies
+from service.answers import check_limit
 from service.problems import ProblemError
 
 _LINES: Final = ("application/x-ndjson", "application/ndjson", "application/jsonl")
@@ -22,18 +24,20 @@ EVENTS_SCHEMA: Final[dict[str, Any]] = {
 }
 
 
-def parse_events(content_type: str, raw: bytes) -> list[object]:
+def parse_events(content_type: str, raw: bytes, *, limit: int) -> list[object]:
     """Read the events of a body; each is judged later.
 
     Raises:
-        ProblemError: 400 not JSON, 415 another content type.
+        ProblemError: 400 not JSON, 413 more than ``limit``, 415 another content type.
         RequestValidationError: JSON, but not of the form.
     """
     kind = content_type.partition(";")[0].strip().lower()
     if kind in _LINES:
-        return _lines(raw)
+        return _lines(raw, limit)
     if kind == "application/json" or kind.endswith("+json"):
-        return _object(raw)
+        events = _object(raw)
+        check_limit("events", len(events), limit)
+        return events
     raise ProblemError(
         415, f"content type {kind!r} is not taken: application/json or {_LINES[0]} are"
     )
@@ -51,11 +55,14 @@ def _object(raw: bytes) -> list[object]:
         raise ProblemError(400, "the body is nested too deeply to be a list of events") from None
 
 
-def _lines(raw: bytes) -> list[object]:
-    events = []
-    for number, line in enumerate(raw.split(b"\n"), start=1):
+def _lines(raw: bytes, limit: int) -> list[object]:
+    events: list[object] = []
+    for number, line in enumerate(io.BytesIO(raw), start=1):
         if not line.strip():
             continue
+        if len(events) == limit:
+            # What comes behind is not even read: there may be millions.
+            raise ProblemError(413, f"more than {limit} events in one call: split the call")
         try:
             events.append(json.loads(line))
         except (ValueError, RecursionError) as exc:

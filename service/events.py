@@ -66,8 +66,8 @@ class Events:
         Raises:
             StateDownError: Redis did not take them all; repeating the call is safe.
         """
-        limit_ms = time.time() * 1e3 + self._tolerance_ms
-        checked = [_check(event, limit_ms) for event in raw]
+        now_ms = time.time() * 1e3
+        checked = [_check(event, now_ms, self._tolerance_ms) for event in raw]
         clicks = [c for c in checked if isinstance(c, NewClick)]
         if not clicks:
             verdicts = [c for c in checked if isinstance(c, Verdict)]
@@ -83,14 +83,18 @@ class Events:
         return verdicts, appended.users
 
 
-def _check(event: object, limit_ms: float) -> NewClick | Verdict:
+def _check(event: object, now_ms: float, tolerance_ms: float) -> NewClick | Verdict:
     try:
         given = EventIn.model_validate(event)
     except ValidationError as exc:
         return Verdict("invalid", reasons(exc))
-    if given.timestamp > limit_ms:
-        ahead = (given.timestamp - limit_ms) / 1e3
-        return Verdict("future", f"{ahead:.1f} s further ahead of this clock than is tolerated")
+    ahead_ms = given.timestamp - now_ms
+    if ahead_ms > tolerance_ms:
+        return Verdict(
+            "future",
+            f"timestamp: {ahead_ms / 1e3:.1f} s ahead of this clock, "
+            f"{tolerance_ms / 1e3:g} s are tolerated",
+        )
     return NewClick(given.user_id, Click(given.timestamp, given.video_id), given.event_id or "")
 
 

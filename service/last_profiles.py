@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from model_store import FloatArray, OpenVersion
@@ -37,6 +37,7 @@ class LastProfiles:
         self._limit = limit
         self._profiles: OrderedDict[bytes, Profile] = OrderedDict()
         self._moved: set[bytes] = set()
+        self._forgotten: OrderedDict[bytes, int] = OrderedDict()
 
     def __contains__(self, user_id: str) -> bool:
         return mark(user_id) in self._profiles
@@ -48,6 +49,11 @@ class LastProfiles:
             return None
         return profile if profile.origin.model_version == opened.manifest.version else None
 
+    def missing(self, opened: OpenVersion, user_id: str) -> Sequence[str]:
+        """Return the clicked videos that the profile here skipped: they were not registered."""
+        profile = self.last(opened, user_id)
+        return () if profile is None or profile.origin is None else profile.origin.missing
+
     def guess(self, opened: OpenVersion, user_id: str) -> Profile | None:
         """Return the profile that Redis will probably confirm, if there is one."""
         return None if mark(user_id) in self._moved else self.last(opened, user_id)
@@ -57,15 +63,28 @@ class LastProfiles:
         self._moved.update(filter(self._profiles.__contains__, map(mark, user_ids)))
 
     def keep(self, user_id: str, profile: Profile) -> None:
-        """Remember a profile."""
+        """Remember a profile; not one from before the user's deletion."""
         key = mark(user_id)
+        if profile.position.version < self._forgotten.get(key, 0):
+            return
         self._profiles[key] = profile
         self._profiles.move_to_end(key)
         self._moved.discard(key)
         if len(self._profiles) > self._limit:
             self._moved.discard(self._profiles.popitem(last=False)[0])
 
-    def forget(self, user: bytes) -> None:
-        """Drop the profile of a user who was deleted, by the mark."""
-        self._profiles.pop(user, None)
-        self._moved.discard(user)
+    def forget(self, user: bytes, before: int) -> None:
+        """Drop the profile of a user who was deleted, by the mark, and take none from before.
+
+        Args:
+            user: the mark.
+            before: version that the deletion left; a history that came after it is newer.
+        """
+        self._forgotten[user] = before
+        self._forgotten.move_to_end(user)
+        if len(self._forgotten) > self._limit:
+            self._forgotten.popitem(last=False)
+        profile = self._profiles.get(user)
+        if profile is not None and profile.position.version < before:
+            del self._profiles[user]
+            self._moved.discard(user)

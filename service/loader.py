@@ -44,19 +44,22 @@ class Loaded:
 
 
 class Bookmark:
-    """How far a file has been loaded, in a small file beside it.
+    """How far a file has been loaded into a Redis, in a small file beside it.
 
     Args:
         source: the file, or the directory of arrays.
+        url: of Redis; its password is not kept.
     """
 
-    def __init__(self, source: Path) -> None:
+    def __init__(self, source: Path, url: str) -> None:
         self.path = source.with_name(f"{source.name}.loaded.json")
         stat = (source / "features.npy" if source.is_dir() else source).stat()
-        self._of = {"bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
+        scheme, _, rest = url.partition("://")
+        into = f"{scheme}://{rest.rpartition('@')[2]}"
+        self._of = {"bytes": stat.st_size, "modified_ns": stat.st_mtime_ns, "into": into}
 
     def read(self) -> int:
-        """Return how many rows are in Redis; 0 for a file that has changed since."""
+        """Return how many rows are in Redis; 0 for another Redis, or a file that has changed."""
         try:
             kept = json.loads(self.path.read_text())
         except (OSError, ValueError):
@@ -64,7 +67,11 @@ class Bookmark:
         return int(kept["rows"]) if kept.get("of") == self._of else 0
 
     def write(self, rows: int) -> None:
-        """Note that so many rows are in Redis."""
+        """Note that so many rows are in Redis.
+
+        Raises:
+            OSError: the directory takes no file.
+        """
         draft = self.path.with_suffix(".tmp")
         draft.write_text(json.dumps({"rows": rows, "of": self._of}))
         draft.replace(self.path)
@@ -89,22 +96,32 @@ async def load_videos(
         VideoFileError: the file cannot be read.
         StateDownError: Redis was gone for two minutes.
     """
-    total, bookmark = count_rows(source), Bookmark(source)
+    total, bookmark = count_rows(source), Bookmark(source, url)
     state = State(url, timeout_seconds=10.0, lifetimes=lifetimes)
     start, began = min(bookmark.read(), total), time.monotonic()
     loader = _Loader(state, width)
     with tqdm(total=total, initial=start, unit=" videos", unit_scale=True, disable=None) as bar:
         try:
-            done = start
+            done, resumable = start, True
             async for rows in loader.load(read_chunks(source, start=start, size=_CHUNK)):
                 done += rows
                 bar.update(rows)
-                bookmark.write(done)
+                resumable = resumable and _noted(bookmark, done)
         finally:
             await state.close()
     bookmark.remove()
     seconds = time.monotonic() - began
     return Loaded(total - start, loader.new, loader.changed, loader.faults, seconds)
+
+
+def _noted(bookmark: Bookmark, rows: int) -> bool:
+    try:
+        bookmark.write(rows)
+    except OSError as exc:
+        told = f"load-videos: interrupted, it would begin again: {bookmark.path}: {exc.strerror}"
+        tqdm.write(told, file=sys.stderr)
+        return False
+    return True
 
 
 class _Loader:

@@ -14,9 +14,9 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 from uuid import uuid4
@@ -87,11 +87,12 @@ class Profiles:
         self._empty: tuple[OpenVersion, FloatArray] | None = None
         self._flights: dict[tuple[str, str, int], asyncio.Task[Profile]] = {}
         self._computing: dict[tuple[str, str], asyncio.Future[Profile | None]] = {}
-        self._storing: set[asyncio.Task[None]] = set()
+        self._storing: set[asyncio.Task[list[NewProfile]]] = set()
         self.last = LastProfiles(last_profiles)
         """What this process saw last."""
         self._lease = uuid4().hex
         changes.on_videos(self._drop_rows)
+        changes.on_appeared(self._drop_held_rows)
         changes.on_user(self.last.forget)
 
     def rows(self, opened: OpenVersion) -> RowCache:
@@ -111,8 +112,23 @@ class Profiles:
         """Return the videos used last with the version that answers, newest first."""
         return [] if self._cache is None else self._cache.recent(limit)
 
+    async def view(self, opened: OpenVersion, user_id: str, video_ids: Sequence[str]) -> View:
+        """Read a user and videos in one round trip, with all that :meth:`profile` asks of it.
+
+        Raises:
+            StateDownError: Redis does not answer.
+        """
+        missing = self.last.missing(opened, user_id)
+        if not missing:
+            return await self._state.view(user_id, video_ids)
+        view = await self._state.view(user_id, [*video_ids, *missing])
+        count = len(video_ids)
+        found = zip(missing, view.videos[count:], strict=True)
+        registered = {video_id: video is not None for video_id, video in found}
+        return replace(view, videos=view.videos[:count], registered=registered)
+
     async def profile(self, opened: OpenVersion, user_id: str, view: View) -> Profile:
-        """Return a user's profile, never older than ``view``.
+        """Return a user's profile, never older than ``view``, which :meth:`view` gave.
 
         Raises:
             StateDownError: Redis does not answer.
@@ -146,7 +162,9 @@ class Profiles:
     async def compute(self, opened: OpenVersion, user_ids: Sequence[str]) -> dict[str, Profile]:
         """Compute and store profiles of several users in one run of the model.
 
-        Users whose lease another process holds are left out.
+        Returns:
+            Those that were stored: without users whose lease another process holds, or whose
+            history has moved on meanwhile.
 
         Raises:
             StateDownError: Redis does not answer.
@@ -155,18 +173,25 @@ class Profiles:
         for user_id, profile in computed.items():
             if user_id in self.last:
                 self.last.keep(user_id, profile)
-        await self._store(new)
-        return computed
+        stored = await self._store(new)
+        return {new.user_id: computed[new.user_id] for new in stored}
 
-    def describe(
+    async def describe(
         self, opened: OpenVersion, meta: Meta, packed: bytes | None
     ) -> dict[str, str | int]:
-        """Say where a stored profile stands: fresh, stale or missing."""
+        """Say where a stored profile stands: fresh, stale or missing.
+
+        Raises:
+            StateDownError: Redis does not answer.
+        """
         origin = read_origin(packed)
         if packed is None or origin is None:
             return {"state": "missing"}
+        fresh = self._answers(origin, opened, meta) and not await self._any_registered(
+            origin.missing, {}
+        )
         return {
-            "state": "fresh" if self._answers(origin, opened, meta) else "stale",
+            "state": "fresh" if fresh else "stale",
             "model_version": origin.model_version,
             "history_version": origin.history_version,
             "computed_at": origin.read_at_ms,
@@ -189,16 +214,24 @@ class Profiles:
             return None
         if not self._answers(origin, opened, view.meta):
             return None
-        if origin.missing and any(await self._state.registered(origin.missing)):
+        if await self._any_registered(origin.missing, view.registered):
             return None
         array = read_array(view.profile, opened)
         return None if array is None else Profile(array, view.position, origin)
 
     def _still_answers(self, profile: Profile, opened: OpenVersion, view: View) -> bool:
         origin = profile.origin
-        if origin is None or origin.missing or profile.position != view.position:
+        if origin is None or profile.position != view.position:
+            return False
+        if any(view.registered.get(video_id, True) for video_id in origin.missing):
             return False
         return self._answers(origin, opened, view.meta)
+
+    async def _any_registered(self, video_ids: Sequence[str], told: Mapping[str, bool]) -> bool:
+        asked = [video_id for video_id in video_ids if video_id not in told]
+        if any(told[video_id] for video_id in video_ids if video_id in told):
+            return True
+        return any(await self._state.registered(asked))
 
     def _answers(self, origin: Origin, opened: OpenVersion, meta: Meta) -> bool:
         return (
@@ -272,6 +305,7 @@ class Profiles:
             found = await self._state.histories(
                 user_ids, lease_ms=_LEASE_MS if lease else 0, token=token
             )
+            lag_ms = self._changes.lag_ms()
             histories = {u: h for u, h in zip(user_ids, found, strict=True) if h is not None}
             if not histories:
                 return {}, []
@@ -279,7 +313,7 @@ class Profiles:
                 arrays, missing = await self._run(opened, list(histories.values()))
             rows = zip(histories.items(), arrays, missing, strict=True)
             for (user_id, history), array, absent in rows:
-                origin = _origin(opened, history, absent)
+                origin = _origin(opened, history, absent, lag_ms)
                 computed[user_id] = Profile(array, history.meta.position, origin)
             return computed, [_new(user, profile, token) for user, profile in computed.items()]
         finally:
@@ -310,16 +344,24 @@ class Profiles:
         ]
         return arrays, missing
 
-    async def _store(self, profiles: Sequence[NewProfile]) -> None:
+    async def _store(self, profiles: Sequence[NewProfile]) -> list[NewProfile]:
         try:
-            await self._state.store_profiles(profiles)
+            stored = await self._state.store_profiles(profiles)
         except StateDownError as exc:
             # The profile is good all the same; the next score computes it again.
             metrics.PROFILES.labels("not_stored").inc(len(profiles))
             _log.warning("%d profiles not stored: %s", len(profiles), exc)
+            return []
+        metrics.PROFILES.labels("not_stored").inc(stored.count(False))
+        return [new for new, kept in zip(profiles, stored, strict=True) if kept]
 
     async def _videos(self, video_ids: Sequence[str]) -> _Read:
         return _Read(await self._state.videos(video_ids))
+
+    def _drop_held_rows(self, video_ids: Sequence[str]) -> None:
+        for cache in (self._cache, self._next):
+            if cache is not None:
+                cache.drop_held(video_ids)
 
     def _drop_rows(self, video_ids: Sequence[str] | None) -> None:
         for cache in (self._cache, self._next):
@@ -327,11 +369,12 @@ class Profiles:
                 cache.drop(video_ids)
 
 
-def _origin(opened: OpenVersion, history: History, missing: Sequence[str]) -> Origin:
+def _origin(opened: OpenVersion, history: History, missing: Sequence[str], lag_ms: int) -> Origin:
     return Origin(
         opened.manifest.version,
         history.meta.position.version,
-        history.read_at_ms,
+        # Rows in memory are of the moment when the change logs were last read.
+        history.read_at_ms - lag_ms,
         np.array([fingerprint(c.video_id) for c in history.clicks], np.uint32),
         missing,
     )
@@ -341,4 +384,5 @@ def _new(user_id: str, profile: Profile, token: str) -> NewProfile:
     if profile.origin is None:
         raise AssertionError("a computed profile has an origin")
     packed = pack_profile(profile.array, profile.origin)
-    return NewProfile(user_id, profile.position.version, packed, token)
+    read_at_ms = profile.origin.read_at_ms
+    return NewProfile(user_id, profile.position.version, packed, token, read_at_ms)

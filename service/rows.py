@@ -107,6 +107,15 @@ class RowCache:
             if slot is not None:
                 self._release(slot)
 
+    def drop_held(self, video_ids: Sequence[str]) -> None:
+        """Forget those of these rows that are here.
+
+        For videos that were not registered a moment ago: nobody is reading what they were.
+        """
+        held = [video_id for video_id in video_ids if video_id in self._slots]
+        if held:
+            self.drop(held)
+
     def put(self, rows: Mapping[str, FloatArray], *, generation: int) -> None:
         """Keep rows of videos that were read when the cache was at ``generation``."""
         if self._all_dropped > generation:

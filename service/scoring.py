@@ -21,7 +21,7 @@ from service.last_profiles import Profile
 from service.live_model import LiveModel
 from service.profiles import Profiles
 from service.rows import Resolved, RowCache, SlotArray, count_hits, resolve
-from service.state import Position, State, StateDownError, Video
+from service.state import Position, StateDownError, Video
 
 _WORTH_IT: Final = 0.7
 _LEARNING: Final = 0.02
@@ -133,7 +133,6 @@ class Scoring:
     """Ranks candidates.
 
     Args:
-        state: where users and videos are.
         live: the version that answers.
         profiles: users as the model sees them.
         head: scores candidates.
@@ -143,7 +142,6 @@ class Scoring:
 
     def __init__(
         self,
-        state: State,
         live: LiveModel,
         *,
         profiles: Profiles,
@@ -151,7 +149,6 @@ class Scoring:
         admission: Admission,
         timeout_seconds: float,
     ) -> None:
-        self._state = state
         self._live = live
         self._profiles = profiles
         self._head = head
@@ -172,7 +169,8 @@ class Scoring:
             OverloadedError: too many candidates are being ranked already.
             DeadlineError: the caller's time is up.
             HistoryBehindError: the history is older than is asked for.
-            StateDownError: Redis does not answer, and only a true answer is wanted.
+            StateDownError: Redis does not answer, and only a true answer is wanted, or one that is
+                newer than what is remembered.
         """
         opened = self._live.current()
         _check_widths(candidates, opened.manifest.layout.feature_dim)
@@ -212,7 +210,11 @@ class Scoring:
                 )
         position = work.profile.position
         if position.version < wishes.min_history_version:
+            if degraded is not None:
+                raise StateDownError(f"what is remembered is too old: {degraded.reason}")
             raise HistoryBehindError(position.version, wanted=wishes.min_history_version)
+        if degraded is not None:
+            metrics.DEGRADED.labels(degraded.level).inc()
         places, ordered, unranked = _rank(work.scored.probabilities, wishes.top_k)
         # With Redis gone nobody knows whether a video is registered.
         unknown = "unknown_video" if degraded is None else "state_down"
@@ -247,7 +249,7 @@ class Scoring:
         slots = cache.look_up(candidates.video_ids)
         if (slots < 0).any():
             return None
-        reading = asyncio.create_task(self._state.view(user_id, ()))
+        reading = asyncio.create_task(self._profiles.view(opened, user_id, ()))
         try:
             # The question is on its way before the head runs: it is sent in the loop's next turn.
             await asyncio.sleep(0)
@@ -283,7 +285,8 @@ class Scoring:
         if inline:
             stored = [v for place, v in enumerate(stored) if place not in inline]
         with metrics.stage("state"):
-            resolved = await resolve(cache, stored, partial(self._state.view, user_id))
+            read = partial(self._profiles.view, opened, user_id)
+            resolved = await resolve(cache, stored, read)
         with metrics.stage("user"):
             profile = await self._profiles.profile(opened, user_id, resolved.read)
         return await self._scored(opened, profile, candidates, resolved, cache, deadline)
@@ -320,7 +323,6 @@ class Scoring:
         if profile is None:
             level = "no_history"
             profile = Profile(await self._profiles.empty(opened), Position(0, 0))
-        metrics.DEGRADED.labels(level).inc()
         cache, inline = self._profiles.rows(opened), candidates.inline
         stored = [v for place, v in enumerate(candidates.video_ids) if place not in inline]
         resolved = await resolve(cache, stored, _no_videos)

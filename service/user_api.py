@@ -13,13 +13,13 @@ router = APIRouter(responses=PROBLEMS)
 
 
 @router.get(
-    "/users/{user_id:path}", response_model=bodies.UserStateOut, response_model_exclude_none=True
+    "/users/{user_id:id}", response_model=bodies.UserStateOut, response_model_exclude_none=True
 )
 async def get_user(user_id: bodies.Identifier, parts: PartsOf) -> Response:
     """Read a user's history as the model cuts it, and where the stored profile stands."""
     opened = parts.live.current()
-    history = await parts.state.history(user_id)
     view = await parts.state.view(user_id, [])
+    history = await parts.state.history(user_id)
     size = opened.manifest.layout.block_size
     clicks = [{"video_id": c.video_id, "timestamp": c.clicked_at_ms} for c in history.clicks]
     position = history.meta.position
@@ -30,18 +30,18 @@ async def get_user(user_id: bodies.Identifier, parts: PartsOf) -> Response:
             "length": len(clicks),
             "blocks": [clicks[i : i + size] for i in range(0, len(clicks), size)],
         },
-        "profile": parts.profiles.describe(opened, history.meta, view.profile),
+        "profile": await parts.profiles.describe(opened, history.meta, view.profile),
     }
     if history.meta.refused_until_ms:
         answer["refused_until"] = history.meta.refused_until_ms
     return json_answer(answer)
 
 
-@router.delete("/users/{user_id:path}", response_model=bodies.DeletedOut)
+@router.delete("/users/{user_id:id}", response_model=bodies.DeletedOut)
 async def delete_user(user_id: bodies.Identifier, parts: PartsOf) -> Response:
     """Remove every trace of a user. Late retries of old clicks are refused for a while."""
     deleted = await parts.state.delete_user(user_id)
-    parts.changes.forget(mark(user_id))
+    parts.changes.forget(mark(user_id), deleted.version)
     return json_answer(
         {
             "user_id": user_id,

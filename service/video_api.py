@@ -18,7 +18,7 @@ from service.answers import PROBLEMS, check_limit, json_answer
 from service.parts import PartsOf
 from service.problems import ProblemError
 from service.settings import Settings
-from service.state import FEATURE_LIMIT, Video, pack_video
+from service.state import CHANGED, FEATURE_LIMIT, NEW, UNCHANGED, Video, pack_video
 from service.video_files import VideoChunk, VideoFileError, read_arrow_stream, read_npz
 
 _NPZ: Final = "application/x-npz"
@@ -61,14 +61,16 @@ async def put_videos(request: Request, parts: PartsOf) -> Response:
             for index, reason in list(faults.items())[:20]
         ]
         raise ProblemError(422, f"none of {len(faults)} videos is valid", errors=errors)
-    written = [result > 0 for result in await parts.state.register_packed(good)]
-    parts.changes.drop([v for (v, _), new in zip(good, written, strict=True) if new])
-    unchanged = len(written) - sum(written)
+    results = await parts.state.register_packed(good)
+    stored = [(video_id, result) for (video_id, _), result in zip(good, results, strict=True)]
+    parts.changes.drop([video_id for video_id, result in stored if result == CHANGED])
+    parts.changes.appear([video_id for video_id, result in stored if result == NEW])
+    unchanged = results.count(UNCHANGED)
     listed = [{"index": index, "reason": faults[index]} for index in sorted(faults)]
     return json_answer({"accepted": len(good), "unchanged": unchanged, "faults": listed})
 
 
-@router.get("/videos/{video_id:path}", response_model=bodies.VideoIn)
+@router.get("/videos/{video_id:id}", response_model=bodies.VideoIn)
 async def get_video(video_id: bodies.Identifier, parts: PartsOf) -> Response:
     """Read a registered video."""
     [video] = await parts.state.videos([video_id])
@@ -78,7 +80,7 @@ async def get_video(video_id: bodies.Identifier, parts: PartsOf) -> Response:
     return json_answer({"video_id": video_id, "category": video.category, "features": features})
 
 
-@router.delete("/videos/{video_id:path}", response_model=bodies.DeletedVideoOut)
+@router.delete("/videos/{video_id:id}", response_model=bodies.DeletedVideoOut)
 async def delete_video(video_id: bodies.Identifier, parts: PartsOf) -> Response:
     """Delete a video. Histories keep the clicks on it; models no longer see them."""
     existed = await parts.state.delete_video(video_id)

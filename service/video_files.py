@@ -234,7 +234,13 @@ def _chunk(
             raise VideoFileError(f"a video_id is not UTF-8: {exc}") from exc
     else:
         names = ids.tolist()
-    return VideoChunk(names, categories.astype(np.int64), features)
+    return VideoChunk(names, _categories(categories), features)
+
+
+def _categories(numbers: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    if len(numbers) and numbers.max() > np.iinfo(np.int64).max:
+        raise VideoFileError(f"category {numbers.max()} is beyond int64")
+    return numbers.astype(np.int64)
 
 
 def _mapped(directory: Path) -> list[npt.NDArray[Any]]:
@@ -306,9 +312,11 @@ def _arrow_chunk(table: Any) -> VideoChunk:
     try:
         ids, categories, features = (table.column(n).combine_chunks() for n in COLUMNS)
         width = features.type.list_size
+        if categories.null_count or not str(categories.type).startswith(("int", "uint")):
+            raise VideoFileError(f"categories are {categories.type}, or one is null")
         numbers = features.flatten().to_numpy(zero_copy_only=False).reshape(len(ids), width)
         chunk = VideoChunk(
-            ids.to_pylist(), categories.to_numpy(zero_copy_only=False).astype(np.int64), numbers
+            ids.to_pylist(), _categories(categories.to_numpy(zero_copy_only=False)), numbers
         )
     except (KeyError, AttributeError, ValueError, TypeError) as exc:
         raise VideoFileError(

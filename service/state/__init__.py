@@ -17,12 +17,15 @@ from service.state.facts import (
     NewProfile,
     View,
 )
-from service.state.store import EVENT_IDS, HISTORY_LENGTH, State
+from service.state.store import CHANGED, EVENT_IDS, HISTORY_LENGTH, NEW, UNCHANGED, State
 
 __all__ = [
+    "CHANGED",
     "EVENT_IDS",
     "FEATURE_LIMIT",
     "HISTORY_LENGTH",
+    "NEW",
+    "UNCHANGED",
     "AddressError",
     "Appended",
     "Changes",

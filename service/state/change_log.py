@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from service.state.facts import Changes, Cursors
 from service.state.keys import GROUPS, log_key
+
+_BEGINNING: Final = (b"0", 0)
 
 
 def read_logs(
@@ -13,26 +16,33 @@ def read_logs(
     cursors: Cursors,
 ) -> Changes:
     """Read what the logs say beyond ``cursors``: entries by key of the log, as XREAD gives them."""
-    following = dict(cursors)
+    # An empty log is one that was read, too: what is trimmed from it later was missed.
+    following = {group: cursors.get(group, _BEGINNING) for group in range(GROUPS)}
     videos: list[tuple[str, int]] = []
-    users: list[bytes] = []
+    appeared: list[str] = []
+    users: list[tuple[bytes, int]] = []
     unknown_before_ms, gap = 0, False
     for group in range(GROUPS):
         entries = logs.get(log_key(group), ())
         if not entries:
             continue
         # A number that does not follow: the log was trimmed, or is another one.
-        if int(entries[0][1][b"n"]) != cursors.get(group, (b"", 0))[1] + 1:
+        if int(entries[0][1][b"n"]) != following[group][1] + 1:
             unknown_before_ms = max(unknown_before_ms, _moment(entries[0][0]))
             gap = gap or group in cursors
         for moment, fields in entries:
             if b"user" in fields:
-                users.append(fields[b"user"])
+                users.append((fields[b"user"], int(fields.get(b"version", 0))))
             else:
-                ids = fields[b"videos"].decode().split("\n")
-                videos += [(video_id, _moment(moment)) for video_id in ids]
+                videos += [(video_id, _moment(moment)) for video_id in _ids(fields, b"videos")]
+                appeared += _ids(fields, b"appeared")
         following[group] = (entries[-1][0], int(entries[-1][1][b"n"]))
-    return Changes(following, videos, users, unknown_before_ms, gap)
+    return Changes(following, videos, appeared, users, unknown_before_ms, gap)
+
+
+def _ids(fields: Mapping[bytes, bytes], name: bytes) -> list[str]:
+    text = fields.get(name)
+    return text.decode().split("\n") if text else []
 
 
 def _moment(entry_id: bytes) -> int:

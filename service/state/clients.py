@@ -90,7 +90,8 @@ def _sentinel_client(parts: SplitResult, limits: Limits, options: dict[str, Any]
     name, _, database = parts.path.strip("/").partition("/")
     if not name:
         raise AddressError("the address of Sentinels lacks the master's name: .../NAME[/DB]")
-    watch = {key: options[key] for key in ("socket_timeout", "socket_connect_timeout")}
+    # Sentinels are asked as the master is, but for its credentials: theirs would be others.
+    watch = {key: value for key, value in options.items() if key not in ("username", "password")}
     sentinel = Sentinel(  # type: ignore[no-untyped-call]
         list(_hosts(parts, _SENTINEL_PORT)), sentinel_kwargs=watch
     )

@@ -51,6 +51,8 @@ _PASSING: Final = (
     ConnectionError,
     MovedError,
     ReadOnlyError,
+    # No node of a cluster can be reached.
+    RedisClusterException,
     TimeoutError,
     TryAgainError,
 )
@@ -207,7 +209,7 @@ class Door:
                     metrics.REDIS_FAILURES.labels(type(exc).__name__).inc()
                     raise _down(exc) from exc
                 metrics.REDIS_RETRIES.inc()
-            except (RedisError, RedisClusterException) as exc:
+            except RedisError as exc:
                 # It answers: no reason to keep others from it.
                 self._circuit.succeed()
                 metrics.REDIS_FAILURES.labels(type(exc).__name__).inc()
@@ -254,18 +256,18 @@ class Door:
     ) -> list[Any]:
         if quick and self._lane is not None:
             answers = await self._lane.send(calls)
-            if not any(isinstance(answer, NoScriptError) for answer in answers):
-                return _without_errors(answers)
-        async with self._slot():
-            answers = await self._send(calls)
-            missing = [i for i, a in enumerate(answers) if isinstance(a, NoScriptError)]
-            if missing:
-                # A fresh or restarted server: one more round trip, once.
+        else:
+            async with self._slot():
+                answers = await self._send(calls)
+        missing = [i for i, a in enumerate(answers) if isinstance(a, NoScriptError)]
+        if missing:
+            # A fresh or restarted server: two more round trips, once. What ran is not repeated.
+            async with self._slot():
                 for script in scripts:
                     await self._load(script)
                 again = await self._send([calls[i] for i in missing])
-                for index, answer in zip(missing, again, strict=True):
-                    answers[index] = answer
+            for index, answer in zip(missing, again, strict=True):
+                answers[index] = answer
         return _without_errors(answers)
 
     @asynccontextmanager
@@ -335,7 +337,7 @@ def translated() -> Iterator[None]:
     """Turn the library's errors into :class:`StateDownError`."""
     try:
         yield
-    except (*_PASSING, RedisError, RedisClusterException) as exc:
+    except (*_PASSING, RedisError) as exc:
         raise _down(exc) from exc
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from model_store import Click
 from service.state.codec import Meta, Position, Video
@@ -38,11 +38,19 @@ class Appended:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A look at a user, and at videos; ``None`` = not registered."""
+    """A look at a user, and at videos; ``None`` = not registered.
+
+    Attributes:
+        meta: what is kept of the user beside the clicks.
+        profile: as stored.
+        videos: those asked for, in order.
+        registered: whether videos are that were asked about besides.
+    """
 
     meta: Meta
     profile: bytes | None
     videos: list[Video | None]
+    registered: Mapping[str, bool] = field(default_factory=dict)
 
     @property
     def position(self) -> Position:
@@ -69,12 +77,22 @@ class History:
 
 @dataclass(frozen=True, slots=True)
 class NewProfile:
-    """A profile to store, if the history is still at ``version``; gives the lease back."""
+    """A profile to store; gives the lease back.
+
+    Attributes:
+        user_id: the user.
+        version: of the history; the profile is stored only if it is still there.
+        packed: the profile.
+        lease: token of the lease.
+        read_at_ms: when history and videos were read, by the clock of Redis; a stored profile of
+            the same history that was made from what was read later stays.
+    """
 
     user_id: str
     version: int
     packed: bytes
     lease: str = ""
+    read_at_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +111,15 @@ class Changes:
     Attributes:
         cursors: where each log stands; hand it back next time.
         videos: changed videos, each with the time of the change in ms.
-        users: marks of deleted users.
+        appeared: videos that are registered anew; some may have been before, and expired.
+        users: marks of deleted users, each with the version that the deletion left.
         unknown_before_ms: changes up to this time may be missing; 0 when none is.
         gap: changes since last time may be missing.
     """
 
     cursors: Cursors
     videos: list[tuple[str, int]]
-    users: list[bytes]
+    appeared: list[str]
+    users: list[tuple[bytes, int]]
     unknown_before_ms: int
     gap: bool

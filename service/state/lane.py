@@ -49,7 +49,7 @@ class Lane:
         self._target: dict[str, Any] = dict(parse_url(url))
         self._timeout_seconds = timeout_seconds
         self._protocol: _Protocol | None = None
-        self._opening = asyncio.Lock()
+        self._opening: asyncio.Task[_Protocol] | None = None
 
     @staticmethod
     def serves(url: str) -> bool:
@@ -73,23 +73,41 @@ class Lane:
 
     def close(self) -> None:
         """Close the connection."""
+        if self._opening is not None:
+            self._opening.cancel()
         if self._protocol is not None:
             self._protocol.abort("closed")
 
     async def _open(self) -> _Protocol:
-        async with self._opening:
-            if self._protocol is not None and not self._protocol.closed:
-                return self._protocol
-            async with asyncio.timeout(self._timeout_seconds):
-                protocol = await self._connected()
-                greetings = self._greetings()
-                answers = await protocol.send(greetings, self._timeout_seconds) if greetings else []
-            for answer in answers:
+        # One attempt for all who wait: one after the other they would wait for ever longer.
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._opened())
+            self._opening.add_done_callback(self._end_opening)
+        return await asyncio.shield(self._opening)
+
+    def _end_opening(self, task: asyncio.Task[_Protocol]) -> None:
+        self._opening = None
+        if not task.cancelled():
+            # Those who waited may all have hung up: nobody else has looked.
+            task.exception()
+
+    async def _opened(self) -> _Protocol:
+        async with asyncio.timeout(self._timeout_seconds):
+            protocol = await self._connected()
+            try:
+                await self._greet(protocol)
+            except BaseException:
+                protocol.abort("not let in")
+                raise
+        self._protocol = protocol
+        return protocol
+
+    async def _greet(self, protocol: _Protocol) -> None:
+        greetings = self._greetings()
+        if greetings:
+            for answer in await protocol.send(greetings, self._timeout_seconds):
                 if isinstance(answer, Exception):
-                    protocol.abort("refused")
                     raise answer
-            self._protocol = protocol
-            return protocol
 
     async def _connected(self) -> _Protocol:
         loop = asyncio.get_running_loop()

@@ -35,6 +35,8 @@ from service.state.keys import GROUPS, RECENT, by_group, group_of, log_key, user
 
 HISTORY_LENGTH: Final = 160
 EVENT_IDS: Final = 160
+UNCHANGED, CHANGED, NEW = range(3)
+"""What became of a video that was to be stored."""
 
 _APPEND: Final = Script.load("append")
 _CLICKED: Final = Script.load("clicked")
@@ -45,7 +47,7 @@ _REGISTER: Final = Script.load("register")
 _RENEWED: Final = Script.load("renewed")
 _STORE_PROFILE: Final = Script.load("store_profile")
 
-_LOG_ENTRIES: Final = 1_000
+LOG_ENTRIES: Final = 1_000
 _CLICKS_PER_CALL: Final = 1_000
 _FEW_CLICKS: Final = 100
 _VERDICTS: Final = {
@@ -170,14 +172,16 @@ class State:
         return [_history(answer) for answer in answers]
 
     async def store_profiles(self, profiles: Sequence[NewProfile]) -> list[bool]:
-        """Store profiles whose histories have not moved on; return which were stored."""
+        """Store profiles whose histories have not moved on; return which were stored.
+
+        One that is there of the same history stays if its facts were read later.
+        """
         calls = []
         for new in profiles:
             keys = user_keys(new.user_id)
             names = [keys.meta, keys.profile, keys.lease]
-            calls.append(
-                _STORE_PROFILE.call(names, pack_version(new.version), new.packed, new.lease)
-            )
+            version = pack_version(new.version)
+            calls.append(_STORE_PROFILE.call(names, version, new.packed, new.lease, new.read_at_ms))
         stored = await self._door.call(calls, scripts=(_STORE_PROFILE,), quick=True)
         return [bool(s) for s in stored]
 
@@ -186,7 +190,8 @@ class State:
         call = _DELETE_USER.call(user_keys(user_id), self._window_ms)
         [(version, floor, existed)] = await self._door.call([call], scripts=(_DELETE_USER,))
         # What processes hold in memory goes with it: they follow this log.
-        log = _FORGOTTEN.call([log_key(group_of(user_id))], _LOG_ENTRIES, mark(user_id))
+        key = log_key(group_of(user_id))
+        log = _FORGOTTEN.call([key], LOG_ENTRIES, mark(user_id), int(version))
         await self._door.call([log], scripts=(_FORGOTTEN,))
         return Deleted(bool(existed), int(version), int(floor))
 
@@ -212,14 +217,14 @@ class State:
         return [result > 0 for result in await self.register_packed(packed)]
 
     async def register_packed(self, videos: Sequence[tuple[str, bytes]]) -> list[int]:
-        """Store videos as :func:`pack_video` writes them; 0 as before, 1 changed, 2 new."""
+        """Store videos as :func:`pack_video` writes them; ``UNCHANGED``, ``CHANGED`` or ``NEW`` each."""
         ids = [video_id for video_id, _ in videos]
         groups = by_group(ids)
         calls = []
         for group, rows in groups.items():
             keys = [log_key(group), *(video_key(ids[row]) for row in rows)]
             values = [part for row in rows for part in videos[row]]
-            calls.append(_REGISTER.call(keys, self._video_ms, _LOG_ENTRIES, *values))
+            calls.append(_REGISTER.call(keys, self._video_ms, LOG_ENTRIES, *values))
         results = [0] * len(ids)
         if calls:
             answers = await self._door.call(calls, scripts=(_REGISTER,))

@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from service.lifetimes import Lifetimes
 from service.state.codec import unpack_click
 from service.state.door import Door, Script
 from service.state.facts import NewClick
-from service.state.keys import user_keys, user_of, video_key, video_of
-from service.state.store import State
+from service.state.keys import by_group, log_key, user_keys, user_of, video_key, video_of
+from service.state.store import LOG_ENTRIES, State
 
 _DUMP_USER: Final = Script.load("dump_user")
 _RESTORE_USER: Final = Script.load("restore_user")
@@ -51,14 +52,15 @@ class Transfer:
 
     Args:
         url: see ``clients``.
+        lifetimes: as the service has them.
         timeout_seconds: limit of one answer.
 
     All methods raise :class:`StateDownError` when Redis is gone or too slow.
     """
 
-    def __init__(self, url: str, *, timeout_seconds: float = 10.0) -> None:
+    def __init__(self, url: str, *, lifetimes: Lifetimes, timeout_seconds: float = 10.0) -> None:
         self._door = Door(url, timeout_seconds=timeout_seconds)
-        self._state = State(url, timeout_seconds=timeout_seconds)
+        self._state = State(url, timeout_seconds=timeout_seconds, lifetimes=lifetimes)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -107,11 +109,16 @@ class Transfer:
         return len(users) - len(there)
 
     async def put_videos(self, videos: Sequence[VideoFacts], *, replace: bool) -> int:
-        """Put videos; return how many were written. Those that are there stay, unless replaced."""
+        """Put videos; return how many were written. Those that are there stay, unless replaced.
+
+        Processes that hold what was replaced learn of it by the change log.
+        """
         if not videos:
             return 0
-        calls = [
-            _RESTORE_VIDEO.call([video_key(v.video_id)], v.value, v.life_ms, int(replace))
-            for v in videos
-        ]
+        calls = []
+        for group, places in by_group(video.video_id for video in videos).items():
+            part = [videos[place] for place in places]
+            keys = [log_key(group), *(video_key(video.video_id) for video in part)]
+            facts = [x for v in part for x in (v.video_id, v.value, v.life_ms)]
+            calls.append(_RESTORE_VIDEO.call(keys, LOG_ENTRIES, int(replace), *facts))
         return sum(await self._door.call(calls, scripts=(_RESTORE_VIDEO,)))

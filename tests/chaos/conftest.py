@@ -154,8 +154,11 @@ class Verdict:
     stored: int
 
 
-def verify(base_url: str, clients: Clients) -> Verdict:
-    """Compare every history with the ledger; nothing doubled, nothing that nobody sent."""
+def verify(base_url: str, clients: Clients, *, cut: bool = False) -> Verdict:
+    """Compare every history with the ledger; nothing doubled, nothing that nobody sent.
+
+    Every call was answered, unless the service itself was killed (``cut``).
+    """
     lost = {}
     stored_in_all = 0
     with httpx.Client(base_url=base_url, timeout=15) as client:
@@ -169,6 +172,7 @@ def verify(base_url: str, clients: Clients) -> Verdict:
                 if click not in stored:
                     lost[user, *click] = moment
     assert clients.failures == []
+    assert cut or clients.ledger.answers["no answer"] == 0
     return Verdict(lost, clients.acknowledged, stored_in_all)
 
 

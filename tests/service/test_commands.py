@@ -18,7 +18,7 @@ from service.loader import Bookmark
 from service.state import NewClick, State
 from service.video_files import count_rows, read_chunks
 
-from .conftest import ROOT
+from .conftest import ROOT, wait_for
 
 
 @pytest.fixture
@@ -36,7 +36,8 @@ def columns(count: int, width: int = 3) -> dict[str, np.ndarray]:
     return {
         "video_id": np.array([f"film-{i}" for i in range(count)]),
         "category": np.arange(count),
-        "features": np.arange(count * width).reshape(count, width).astype(np.float16) / 4096,
+        "features": (np.arange(count * width) % 60_000).reshape(count, width).astype(np.float16)
+        / 4096,
     }
 
 
@@ -90,7 +91,7 @@ def test_a_file_is_loaded_and_goes_on_where_it_stopped(tmp_path: Path, target: s
     assert first.returncode == 0, first.stderr
     assert b"5,000 videos" in first.stderr
     assert b"5,000 new, 0 changed, 0 refused" in first.stderr
-    bookmark = Bookmark(path)
+    bookmark = Bookmark(path, target)
     assert bookmark.read() == 0
     bookmark.write(4096)
     rest = run("load-videos", str(path), "--redis-url", target)
@@ -98,9 +99,87 @@ def test_a_file_is_loaded_and_goes_on_where_it_stopped(tmp_path: Path, target: s
     bookmark.write(4096)
     time.sleep(0.01)
     path = saved("npz", tmp_path, 5000)
-    assert Bookmark(path).read() == 0
+    assert Bookmark(path, target).read() == 0
     with_width = run("load-videos", str(path), "--redis-url", "redis://127.0.0.1:1", "--bogus")
     assert with_width.returncode == 2
+
+
+def test_a_load_that_was_killed_goes_on(tmp_path: Path, target: str) -> None:
+    """Killed in the middle, the same command loads the rest; everything is there."""
+    count = 100_000
+    path = saved("npz", tmp_path, count)
+    bookmark = Bookmark(path, target)
+    command = [sys.executable, "-m", "service", "load-videos", str(path), "--redis-url", target]
+    loading = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    wait_for(bookmark.path.exists)
+    loading.kill()
+    loading.wait()
+    done = bookmark.read()
+    rest = run(*command[3:])
+
+    assert 0 < done < count
+    assert f"{count - done:,} videos in".encode() in rest.stderr
+
+    async def missing() -> int:
+        state = State(target)
+        ids = columns(count)["video_id"].tolist()
+        found = [await state.registered(ids[at : at + 5000]) for at in range(0, count, 5000)]
+        await state.close()
+        return sum(part.count(False) for part in found)
+
+    assert asyncio.run(missing()) == 0
+
+
+def test_what_is_in_one_redis_is_loaded_into_another_all_the_same(
+    tmp_path: Path, target: str
+) -> None:
+    """How far a file got counts for the Redis that it went to, whatever the password."""
+    path = saved("npz", tmp_path, 3000)
+    Bookmark(path, "redis://:secret@elsewhere:6379/0").write(2048)
+    assert Bookmark(path, "redis://:other@elsewhere:6379/0").read() == 2048
+    assert "secret" not in Bookmark(path, target).path.read_text()
+    loaded = run("load-videos", str(path), "--redis-url", target)
+
+    assert b"3,000 videos" in loaded.stderr
+    assert b"3,000 new" in loaded.stderr
+
+
+def test_a_bookmark_that_cannot_be_written_is_told(tmp_path: Path, target: str) -> None:
+    """The file is loaded; only that it could not be resumed is said, once."""
+    path = saved("npz", tmp_path, 5000)
+    # Not even the superuser writes a file where a directory is.
+    Bookmark(path, target).path.with_suffix(".tmp").mkdir()
+    loaded = run("load-videos", str(path), "--redis-url", target)
+
+    assert loaded.returncode == 0, loaded.stderr
+    assert loaded.stderr.count(b"it would begin again") == 1
+    assert b"5,000 new" in loaded.stderr
+
+
+@pytest.mark.parametrize(
+    ("categories", "words"),
+    [
+        ([1, None, 3], b"or one is null"),
+        ([1.0, 2.5, 3.0], b"categories are double"),
+        (np.array([1, 2, 2**64 - 1], np.uint64), b"18446744073709551615 is beyond int64"),
+    ],
+)
+def test_a_category_that_is_no_integer_is_refused(
+    tmp_path: Path, target: str, categories: object, words: bytes
+) -> None:
+    """It is not rounded, wrapped or made up, and nothing is stored."""
+    arrow = pytest.importorskip("pyarrow")
+    numbers = columns(3)
+    features = arrow.FixedSizeListArray.from_arrays(numbers["features"].reshape(-1), 3)
+    table = {"video_id": numbers["video_id"], "category": categories, "features": features}
+    path = tmp_path / "videos.feather"
+    pytest.importorskip("pyarrow.feather").write_feather(
+        arrow.table(table), path, compression="uncompressed"
+    )
+    refused = run("load-videos", str(path), "--redis-url", target)
+
+    assert refused.returncode == 1
+    assert words in refused.stderr
 
 
 def test_what_does_not_fit_is_told_and_refused(

@@ -211,6 +211,7 @@ def test_rows_are_warm_after_a_restart_and_after_a_promotion(
     flags = ("--redis-url", redis_url)
     with serving(store, tmp_path, *flags) as running:
         running.put("/videos", json={"videos": body}).raise_for_status()
+    with serving(store, tmp_path, *flags) as running:
         running.post("/score", json=asked).raise_for_status()
         assert metric(running, 'ctr_row_cache_total{outcome="miss"}') == 50
     with serving(store, tmp_path, *flags) as running:

@@ -135,6 +135,42 @@ def test_a_wrong_event_names_field_and_limit(
     assert both["results"][1]["status"] in ("accepted", "duplicate")
 
 
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+@pytest.mark.parametrize("kind", ["users", "videos"])
+@pytest.mark.parametrize(
+    ("identifier", "words"),
+    [
+        ("a%0Ab", "an id has no control characters"),
+        ("%00", "an id has no control characters"),
+        ("x" * 257, "an id has 1 to 256 bytes, this one has 257"),
+    ],
+)
+def test_a_wrong_id_in_a_path_names_field_and_limit(
+    client: httpx.Client, method: str, kind: str, identifier: str, words: str
+) -> None:
+    """As in a body."""
+    answer = client.request(method, f"/{kind}/{identifier}")
+
+    assert answer.status_code == 422
+    [fault] = answer.json()["errors"]
+    assert fault == {"pointer": f"/{kind[:-1]}_id", "detail": words}
+
+
+def test_a_future_time_is_refused_by_its_limit(client: httpx.Client) -> None:
+    """The verdict names field, value and limit; within the tolerance it is a click like others."""
+    soon, late = (
+        {"video_id": "w1", "timestamp": int(time.time() * 1e3) + ms} for ms in (30_000, 90_000)
+    )
+    answer = post(client, [{"user_id": "ahead", **event} for event in (soon, late)])
+    near, far = answer["results"]
+
+    assert near["status"] == "accepted"
+    assert far["status"] == "future"
+    assert far["reason"].startswith("timestamp: ")
+    assert far["reason"].endswith(" s ahead of this clock, 60 s are tolerated")
+    assert answer["users"]["ahead"]["history_length"] == 1
+
+
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e400"])
 def test_no_number_is_no_time_and_no_feature(client: httpx.Client, number: str) -> None:
     """What is not finite is refused, as a time and as a feature."""
@@ -156,6 +192,11 @@ def test_10001_events_are_too_many(client: httpx.Client) -> None:
 
     assert answer.status_code == 413
     assert "10000 are allowed" in answer.json()["detail"]
+    lines = "\n".join(map(json.dumps, many))
+    headers = {"content-type": "application/x-ndjson"}
+    by_line = client.post("/events", content=lines, headers=headers)
+    assert by_line.status_code == 413
+    assert "more than 10000 events" in by_line.json()["detail"]
     assert client.get("/users/many").json()["history"]["length"] == 0
 
 
@@ -293,12 +334,17 @@ def test_without_redis_scores_are_degraded_and_heal(tmp_path: Path, store: Model
             assert unknown["degraded"]["level"] == "no_history"
             body = {"user_id": "known", "candidates": candidates, "strict": True}
             assert client.post("/score", json=body).status_code == 503
+            # What is remembered would do for this token, and not for a newer one.
+            version = before["history"]["version"]
+            score(client, "known", candidates, min_history_version=version)
+            newer = {**body, "strict": False, "min_history_version": version + 1}
+            assert client.post("/score", json=newer).status_code == 503
             down = client.post("/events", json={"events": [event]})
             assert down.status_code == 503
             assert down.headers["retry-after"] == "1"
             assert client.get("/health/ready").json()["redis"] == "down"
             levels = client.get("/metrics").text
-            assert 'ctr_degraded_total{level="last_profile"} 1.0' in levels
+            assert 'ctr_degraded_total{level="last_profile"} 2.0' in levels
             assert "ctr_redis_circuit_open 1.0" in levels
 
             path.unlink()

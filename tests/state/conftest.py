@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -96,22 +96,27 @@ def redis_7() -> Path:
 
 
 @contextmanager
-def cluster(directory: Path, *, replicas: int = 0) -> Iterator[list[int]]:
-    """Run three masters, and so many replicas of each; yield the ports, masters first."""
+def cluster(directory: Path, *, replicas: int = 0, tls: Sequence[str] = ()) -> Iterator[list[int]]:
+    """Run three masters, and so many replicas of each; yield the ports, masters first.
+
+    With ``tls``, flags of servers, they speak TLS on these ports and among themselves.
+    """
     binary = Path(shutil.which("redis-server") or find_server())
     ports = [free_port() for _ in range(3 * (1 + replicas))]
+    told = [free_port() for _ in ports] if tls else ports
     flags = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--appendonly", "yes"]
     with ExitStack() as stack:
-        for port in ports:
+        for port, secure in zip(ports, told, strict=True):
             place = directory / str(port)
-            stack.enter_context(redis_server(binary, place, *flags, port=port))
+            more = [*tls, "--tls-port", str(secure), "--tls-cluster", "yes"] if tls else []
+            stack.enter_context(redis_server(binary, place, *flags, *more, port=port))
         nodes = [stack.enter_context(Redis(port=port, decode_responses=True)) for port in ports]
         for index, node in enumerate(nodes[:3]):
             first, last = index * SLOTS // 3, (index + 1) * SLOTS // 3
             node.execute_command("CLUSTER ADDSLOTS", *range(first, last))
             node.execute_command("CLUSTER SET-CONFIG-EPOCH", index + 1)
         for node, port in zip(nodes[1:], ports[1:], strict=True):
-            node.execute_command("CLUSTER MEET", "127.0.0.1", ports[0])
+            node.execute_command("CLUSTER MEET", "127.0.0.1", told[0])
             wait_for(lambda p=port: str(p) in str(nodes[0].execute_command("CLUSTER NODES")))
         ids = [node.execute_command("CLUSTER MYID") for node in nodes]
         for index, node in enumerate(nodes[3:]):
@@ -122,7 +127,7 @@ def cluster(directory: Path, *, replicas: int = 0) -> Iterator[list[int]]:
             wait_for(lambda n=node: n.execute_command("CLUSTER INFO")["cluster_state"] == "ok")
         for node in nodes[3:]:
             wait_for(lambda n=node: n.info("replication")["master_link_status"] == "up")
-        yield ports
+        yield told
 
 
 @pytest.fixture(scope="session")
@@ -151,6 +156,7 @@ def url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def other_url(url: str, request: pytest.FixtureRequest) -> str:
-    """A server that is not the one of ``url``."""
-    embedded = url.startswith("unix://")
-    return request.getfixturevalue("redis_7_url" if embedded else "embedded_url")
+    """A server that is not the one of ``url``: each of the three is one once."""
+    others = {"unix": "redis_7_url", "redis": "cluster_url", "redis+cluster": "embedded_url"}
+    other: str = request.getfixturevalue(others[url.partition("://")[0]])
+    return other

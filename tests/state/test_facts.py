@@ -10,9 +10,19 @@ import numpy as np
 import pytest
 
 from model_store import Click
+from service.embedded_redis import embedded_redis
 from service.state import Lifetimes, NewClick, NewProfile, State, StateDownError, Video
-from service.state.keys import GROUPS, TAGS, log_key, user_keys, user_of, video_key, video_of
-from service.state.transfer import Transfer
+from service.state.door import Script
+from service.state.keys import (
+    GROUPS,
+    TAGS,
+    group_of,
+    log_key,
+    user_keys,
+    user_of,
+    video_key,
+    video_of,
+)
 
 START = 1_700_000_000_000
 _serial = count()
@@ -92,6 +102,19 @@ async def test_a_deleted_user_leaves_no_trace(state: State, name: str) -> None:
     assert len(meta) == 34
     [life] = await lives(state, keys.meta)
     assert 0 < life <= 7 * 86_400_000
+
+
+async def test_a_user_of_whom_a_key_was_lost_can_be_deleted(state: State, name: str) -> None:
+    """A server that evicts keys, against all advice, breaks no deletion and no later click."""
+    keys = user_keys(name)
+    before = (await state.append(clicks(name, 3))).users[name].version
+    await state._door.call([("DEL", keys.history)])
+    deleted = await state.delete_user(name)
+    fresh = NewClick(name, Click(deleted.refused_until_ms + 1, "v"))
+
+    assert deleted.version > before
+    assert (await state.append([fresh])).verdicts == ["accepted"]
+    assert (await state.history(name)).clicks == [fresh.click]
 
 
 async def test_one_process_gets_the_lease(state: State, name: str) -> None:
@@ -207,33 +230,6 @@ async def test_videos_are_deleted_and_come_back(state: State, name: str) -> None
     assert await state.register_packed([(name, video)]) == [2]
 
 
-async def test_facts_move_between_servers(url: str, other_url: str, name: str) -> None:
-    """Users and videos arrive byte for byte; restored twice, or over newer ones, none is lost."""
-    source, target = State(url), State(other_url)
-    from_, to = Transfer(url), Transfer(other_url)
-    moved, merged = f"{name}-moved", f"{name}-merged"
-    await source.append([*clicks(moved, 20, event_ids=True), *clicks(merged, 5)])
-    await source.register([(name, Video(7, np.ones(3, np.float32)))])
-    await target.append([NewClick(merged, Click(START + 2, "another"))])
-    facts = [u async for part in from_.users() for u in part if u.user_id in (moved, merged)]
-    films = [v async for part in from_.videos() for v in part if v.video_id == name]
-    for _ in range(2):
-        await to.put_users(facts)
-        await to.put_videos(films, replace=False)
-
-    there, here = await target.history(moved), await source.history(moved)
-    assert (there.meta, there.clicks) == (here.meta, here.clicks)
-    again = await target.append(clicks(moved, 20, event_ids=True))
-    assert set(again.verdicts) == {"duplicate"}
-    both = (await target.history(merged)).clicks
-    assert len(both) == 6
-    [film] = await target.videos([name])
-    assert film is not None
-    assert film.category == 7
-    for each in (source, target, from_, to):
-        await each.close()
-
-
 def test_keys_give_their_ids_back() -> None:
     """Every id survives its key, and the tags are spread evenly over the slots."""
     for identifier in ("a", "}", "%7D", "%", "a}b{c", "ü", "x:m"):
@@ -245,11 +241,87 @@ def test_keys_give_their_ids_back() -> None:
     assert len(set(TAGS)) == GROUPS
 
 
-async def test_no_redis_is_state_down() -> None:
+@pytest.mark.parametrize(
+    "nowhere",
+    [
+        "redis://127.0.0.1:1/0",
+        "rediss://127.0.0.1:1/0",
+        "unix:///nowhere/at/all",
+        "redis+sentinel://127.0.0.1:1,127.0.0.1:2/mine",
+        "redis+cluster://127.0.0.1:1,127.0.0.1:2",
+    ],
+)
+@pytest.mark.timeout(20)
+async def test_no_redis_is_state_down(nowhere: str) -> None:
     """Nobody there: an error within the attempts, then at once."""
-    state = State("redis://127.0.0.1:1/0", timeout_seconds=0.2)
+    state = State(nowhere, timeout_seconds=0.2)
     for _ in range(4):
         with pytest.raises(StateDownError):
             await state.ping()
     assert state.circuit_open
+    await state.close()
+
+
+async def test_a_deletion_is_remembered_for_its_window(url: str, name: str) -> None:
+    """Also where users expire sooner: new clicks do not shorten it, and old ones stay refused."""
+    state = State(url, lifetimes=Lifetimes(user_idle=0.2, deletion_window=60))
+    old = clicks(name, 3)
+    await state.append(old)
+    deleted = await state.delete_user(name)
+    for later in (1, 2):
+        fresh = NewClick(name, Click(deleted.refused_until_ms + later, "v"))
+        assert (await state.append([fresh])).verdicts == ["accepted"]
+    keys = user_keys(name)
+
+    history, meta = await lives(state, keys.history, keys.meta)
+    assert 50_000 < meta <= 60_000
+    assert abs(history - meta) < 20
+    await asyncio.sleep(0.3)
+    assert set((await state.append(old)).verdicts) == {"deleted"}
+    await state.close()
+
+
+async def test_a_video_that_expired_and_came_back_is_told(embedded_url: str, name: str) -> None:
+    """Whoever still holds its old row learns that there is another."""
+    state = State(embedded_url, lifetimes=Lifetimes(video_idle=0.05))
+    await state.register([(name, Video(1, np.zeros(2, np.float32)))])
+    before = (await state.changes({})).cursors
+    await asyncio.sleep(0.06)
+    assert await state.registered([name]) == [False]
+    await state.register([(name, Video(1, np.ones(2, np.float32)))])
+    told = await state.changes(before)
+
+    assert told.appeared == [name]
+    assert told.videos == []
+    await state.close()
+
+
+async def test_a_log_that_was_trimmed_since_it_was_empty_is_a_gap(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Whoever saw it empty missed what was trimmed."""
+    with embedded_redis(tmp_path_factory.mktemp("trimmed")) as url:
+        state = State(url)
+        before = await state.changes({})
+        assert not before.gap
+        videos = [Video(i, np.zeros(2, np.float32)) for i in range(4)]
+        for video in videos:
+            await state.register([("v", video)])
+        await state._door.call([("XTRIM", log_key(group_of("v")), "MAXLEN", 1)])
+
+        assert (await state.changes(before.cursors)).gap
+        assert not (await state.changes({})).gap
+        await state.close()
+
+
+async def test_a_script_that_one_server_does_not_know_repeats_no_other(
+    embedded_url: str, name: str
+) -> None:
+    """A new release changes some scripts: the verdicts of those that ran are the first ones."""
+    state = State(embedded_url)
+    await state.ping()
+    append = Script.load("append")
+    await state._door.call([("SCRIPT FLUSH",), ("SCRIPT LOAD", append.text)])
+
+    assert (await state.append(clicks(name, 1))).verdicts == ["accepted"]
     await state.close()

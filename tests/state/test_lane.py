@@ -105,6 +105,27 @@ async def test_an_answer_that_comes_too_late_is_dealt_to_nobody(tmp_path: Path) 
         await asyncio.sleep(0.05)
 
 
+async def test_all_who_wait_for_a_connection_fail_at_once(tmp_path: Path) -> None:
+    """A server that takes connections and says nothing is asked once, not once for each."""
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        with suppress(OSError):
+            await reader.read()
+        writer.close()
+
+    async with await served(serve, tmp_path / "s"):
+        lane = Lane(f"unix://{tmp_path / 's'}?db=1", timeout_seconds=0.2)
+        asked = (lane.send([("GET", str(number))]) for number in range(50))
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        assert all(isinstance(each, TimeoutError) for each in found)
+        assert connections == 1
+        lane.close()
+        await asyncio.sleep(0.05)
+
+
 @pytest.mark.parametrize("answer", [b"!nonsense\r\n", b""])
 async def test_a_server_that_breaks_off_is_an_error_for_all(tmp_path: Path, answer: bytes) -> None:
     """Nobody waits for ever."""

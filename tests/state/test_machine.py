@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from itertools import count
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from model_store import Click, visible_history
-from service.state import NewClick, State
+from service.packed_profile import Origin, pack_profile, read_origin
+from service.state import NewClick, NewProfile, State
 from service.state.keys import user_keys
 
 START = 1_700_000_000_000
@@ -34,6 +36,8 @@ class Remembered:
     event_ids: deque[str] = field(default_factory=lambda: deque(maxlen=160))
     refused_until: int = 0
     version: int = 0
+    highest: int = 0
+    """Of all versions so far, also of those before an expiry."""
 
     def deliver(self, new: NewClick) -> str:
         if new.event_id and new.event_id in self.event_ids:
@@ -113,9 +117,50 @@ class Machine(RuleBasedStateMachine):
         newest = max((c.clicked_at_ms for c in remembered.clicks), default=0)
         assert deleted.refused_until_ms >= newest
         # Clicks of this suite lie in the past: from here on all of them are refused.
-        fresh = Remembered(refused_until=deleted.refused_until_ms, version=remembered.version)
-        self.model[user_id] = fresh
+        self.model[user_id] = Remembered(
+            refused_until=deleted.refused_until_ms,
+            version=remembered.version,
+            highest=remembered.highest,
+        )
         self.compare(user_id, changed=had)
+
+    @rule(user=users, video=videos)
+    def come_back(self, user: str, video: str) -> None:
+        """A click later than the deletion, and than all others."""
+        remembered = self.model[self.prefix + user]
+        newest = max((c.clicked_at_ms for c in remembered.clicks), default=START)
+        later = Click(max(remembered.refused_until, newest) + 1, video)
+        self.deliver([NewClick(self.prefix + user, later)])
+
+    @rule(user=users)
+    def expire(self, user: str) -> None:
+        """All keys of a user end at once: a stranger, whose versions are new all the same."""
+        user_id = self.prefix + user
+        calls = [("DEL", *user_keys(user_id)[:3])]
+        self.loop.run_until_complete(self.states[0]._door.call(calls))
+        self.model[user_id] = Remembered(highest=self.model[user_id].highest)
+        self.compare(user_id, changed=False)
+
+    @rule(user=users, behind=st.integers(0, 2), read_at=st.integers(START, START + 3))
+    def profile(self, user: str, behind: int, read_at: int) -> None:
+        """Stored only if of the present history, and of facts no older than those of the stored one."""
+        user_id = self.prefix + user
+        position = self.model[user_id].version
+        if not position:
+            return
+        version = position - behind
+        origin = Origin("m", version, read_at, np.zeros(0, np.uint32))
+        packed = pack_profile(np.full((1, 1), read_at % 7, np.float32), origin)
+        view = self.loop.run_until_complete(self.states[1].view(user_id, []))
+        before = read_origin(view.profile)
+        newer = before is not None and before.history_version == version
+        newer = newer and before.read_at_ms > read_at
+        new = NewProfile(user_id, version, packed, read_at_ms=read_at)
+        [stored] = self.loop.run_until_complete(self.states[0].store_profiles([new]))
+        after = self.loop.run_until_complete(self.states[2].view(user_id, [])).profile
+
+        assert stored == (behind == 0 and not newer)
+        assert after == (packed if stored else view.profile)
 
     def deliver(self, batch: list[NewClick]) -> None:
         if not batch:
@@ -144,8 +189,8 @@ class Machine(RuleBasedStateMachine):
         assert history.clicks == remembered.clicks
         assert history.meta.position.length == len(remembered.clicks)
         if changed:
-            assert history.meta.position.version > remembered.version
-            remembered.version = history.meta.position.version
+            assert history.meta.position.version > remembered.highest
+            remembered.version = remembered.highest = history.meta.position.version
         assert history.meta.position.version == remembered.version
 
     def bytes_of(self, user: str) -> list[object]:

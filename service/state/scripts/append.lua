@@ -42,9 +42,12 @@ local function next_header()
 end
 
 local function move_expiry()
+  local life = idle * 1.05
+  -- Of a user who was deleted, what is left of the window: a shorter life would forget it.
+  if floor > 0 then life = math.max(life, redis.call('PTTL', meta)) end
   for _, key in ipairs({history, meta, profile}) do
     if idle > 0 then
-      redis.call('PEXPIRE', key, string.format('%.0f', idle * 1.05))
+      redis.call('PEXPIRE', key, string.format('%.0f', life))
     else
       redis.call('PERSIST', key)
     end

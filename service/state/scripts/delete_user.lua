@@ -13,7 +13,8 @@ local now = tonumber(clock[1]) * 1000000 + tonumber(clock[2])
 floor = math.max(floor, math.floor(now / 1000))
 if count > 0 then
   -- A click may be a little ahead of this clock; its retry is refused, too.
-  floor = math.max(floor, (struct.unpack('>I6', redis.call('LINDEX', KEYS[1], -1))))
+  local newest = redis.call('LINDEX', KEYS[1], -1)
+  if newest then floor = math.max(floor, (struct.unpack('>I6', newest))) end
   version = math.max(version + 1, now)
 end
 local header = struct.pack('>c2I8I6I4I4I2I2I6', 'M1', version, floor, 0, 0, 0, 0, 0)

@@ -1,9 +1,10 @@
--- Store or delete videos of one group; writes only what differs, and logs what changed.
+-- Store or delete videos of one group; writes only what differs, and logs what changed or is new:
+-- a new video may be one that expired, of which others still hold what it was.
 --
 -- KEYS: change log of the group (stream), then one key per video.
 -- ARGV: idle time in ms (0: never expires), entries of the log kept, then per video: id, value
 --       ('' deletes). Returns per video 0 (as before), 1 (changed) or 2 (new).
-local idle, results, changed = tonumber(ARGV[1]), {}, {}
+local idle, results, changed, appeared = tonumber(ARGV[1]), {}, {}, {}
 
 local function outlive(key, before)
   -- A clicked video was given longer: that is never cut short.
@@ -52,12 +53,13 @@ for i = 2, #KEYS do
     results[i - 1] = 1
   end
   if results[i - 1] == 1 then changed[#changed + 1] = id end
+  if results[i - 1] == 2 then appeared[#appeared + 1] = id end
 end
 
-if #changed > 0 then
+if #changed + #appeared > 0 then
   local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
   local number = last and tonumber(last[2][2]) + 1 or 1
   redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[2], '*',
-    'n', number, 'videos', table.concat(changed, '\n'))
+    'n', number, 'videos', table.concat(changed, '\n'), 'appeared', table.concat(appeared, '\n'))
 end
 return results
