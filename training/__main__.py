@@ -130,38 +130,28 @@ def export_verb(options: argparse.Namespace) -> None:
     from training.calibrate import load_calibration  # noqa: PLC0415
     from training.export import publish  # noqa: PLC0415
     from training.fit import load_run  # noqa: PLC0415
-    from training.interactions import load_click_log  # noqa: PLC0415
     from training.models.thacil import Thacil  # noqa: PLC0415
-    from training.precision import LIMIT, check_precision, halved  # noqa: PLC0415
+    from training.precision import lowered  # noqa: PLC0415
 
     config, network = load_run(options.run)
     if not isinstance(network, Thacil):
         raise TrainingError(f"{options.run} holds a {config.model} model: only thacil is exported")
     provenance: dict[str, JsonValue] = {"config": config.model_dump(mode="json")}
     if options.precision != "float32":
-        if options.data is None:
-            raise TrainingError(
-                f"--precision {options.precision} needs --data, the log of the run: a lower "
-                f"precision is exported if gAUC on its validation split moves by less than {LIMIT}"
-            )
-        rounded = halved(network)
-        log = load_click_log(options.data, cache=options.cache)
-        moved = check_precision(config, network, rounded, log)
-        print(
-            f"gAUC on validation {moved.gauc:.6f}, {moved.moved:.2g} from {moved.float32_gauc:.6f} "
-            f"in float32; the limit is {LIMIT}"
-        )
-        network, provenance["validation"] = rounded, asdict(moved)
+        network, moved = lowered(config, network, options.data, cache=options.cache)
+        print(moved)
+        provenance["validation"] = asdict(moved)
     evaluation = options.run / "evaluation.json"
     measured = json.loads(evaluation.read_text()) if evaluation.exists() else {}
     # A version carries the figures that say how good it is, not the curves.
-    metrics = {name: value for name, value in measured.items() if "@" not in name}
+    figures = {name: value for name, value in measured.items() if "@" not in name}
+    line, store = load_calibration(options.run), ModelStore(options.store)
     version = publish(
         network,
-        ModelStore(options.store),
-        metrics=metrics,
+        store,
+        metrics=figures,
         provenance=provenance,
-        calibration=load_calibration(options.run),
+        calibration=line,
         precision=options.precision,
     )
     print(version)

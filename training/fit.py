@@ -81,17 +81,16 @@ def fit(config: RunConfig, log: ClickLog, out: Path, processes: Processes = ALON
         speaks=processes.is_first,
     )
     with stop_request(patient=processes.count > 1) as stop:
-        while True:
+        is_done = False
+        while not is_done:
             loop.epoch(progress, journal, stop)
             measured = _validate(network, validates, processes)
-            _finish_epoch(config, optimizer, progress, measured)
+            is_done = _finish_epoch(config, optimizer, progress, measured)
             run.save_epoch(network, optimizer, progress)
             if processes.is_first:
                 _tell(progress, journal)
-            if progress.done:
-                break
             (asked,) = processes.sum(stop.signal_number is not None)
-            if asked:
+            if asked and not is_done:
                 raise StoppedError(progress.place(shards.steps), stop.signal_number or 0)
     journal.close()
     return progress
@@ -122,8 +121,8 @@ def _finish_epoch(
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     measured: dict[str, float],
-) -> None:
-    """Enter an epoch into the history and decide what follows from it."""
+) -> bool:
+    """Enter an epoch into the history and decide whether it was the last."""
     if not progress.rows:
         raise DataError("no user both clicked and passed over a video: there is no pair to learn")
     loss = progress.loss_sum / progress.rows
@@ -142,6 +141,7 @@ def _finish_epoch(
     if measured["gauc"] > progress.best_auc:
         progress.best_auc, progress.best_epoch = measured["gauc"], progress.epoch
     _decide(config, optimizer, progress, loss)
+    return progress.done
 
 
 def _tell(progress: Progress, journal: Journal) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 from training.config import RunConfig
 from training.errors import PrecisionError
 from training.evaluate import measure, score, train_examples
-from training.interactions import ClickLog
+from training.interactions import ClickLog, load_click_log
 from training.models.thacil import Thacil
 from training.split import split_validation
 
@@ -49,6 +50,35 @@ class Rounded:
     def moved(self) -> float:
         """How far it moved, either way."""
         return abs(self.gauc - self.float32_gauc)
+
+    def __str__(self) -> str:
+        return (
+            f"gAUC on validation {self.gauc:.6f}, {self.moved:.2g} from {self.float32_gauc:.6f} in "
+            f"float32; the limit is {LIMIT}"
+        )
+
+
+def lowered(
+    config: RunConfig, network: Thacil, data: Path | None, *, cache: Path | None = None
+) -> tuple[Thacil, Rounded]:
+    """Round a run's network, if the validation split of its log allows it.
+
+    Args:
+        config: of the run.
+        network: as it was trained.
+        data: the directory of the log; there is no doing without it.
+        cache: where the columns of the log are kept, if not beside it.
+
+    Raises:
+        PrecisionError: no log is given, a weight is beyond float16, or gAUC moves too far.
+    """
+    if data is None:
+        raise PrecisionError(
+            "a lower precision needs --data, the log of the run: it is exported if gAUC on the "
+            f"validation split moves by less than {LIMIT}"
+        )
+    rounded = halved(network)
+    return rounded, check_precision(config, network, rounded, load_click_log(data, cache=cache))
 
 
 def halved(network: Thacil) -> Thacil:
