@@ -94,6 +94,7 @@ class HeadQueue:
         begin = time.perf_counter()
         scored = score(waiting.job)
         self._learn(waiting.weight, time.perf_counter() - begin)
+        metrics.JOBS_PER_RUN.observe(1)
         return scored
 
     def _learn(self, weight: float, seconds: float) -> None:

@@ -213,6 +213,8 @@ class Scoring:
         position = work.profile.position
         if position.version < wishes.min_history_version:
             raise HistoryBehindError(position.version, wanted=wishes.min_history_version)
+        if degraded is None:
+            metrics.show_score(work.scored.probabilities)
         places, ordered, unranked = _rank(work.scored.probabilities, wishes.top_k)
         # With Redis gone nobody knows whether a video is registered.
         unknown = "unknown_video" if degraded is None else "state_down"
