@@ -74,6 +74,7 @@ query() {
 }
 reads() { test "$(query "$1")" = "$2"; }
 
+visited() { engine logs "$(container visitors)" 2>&1 | grep -q 'the best of'; }
 ready() { curl -sSf "$SERVICE/health/ready"; }
 
 check_images() {
@@ -133,6 +134,28 @@ assert all(0 < s < 1 for s in scores) and answer["history"]["length"] == 2, answ
 PYTHON
 }
 
+# Every expression of every panel that shows something while all is well returns a number.
+check_panels() {
+    python3 - "$PROMETHEUS" <<'PYTHON'
+import json, math, sys, urllib.parse, urllib.request
+
+sys.path.insert(0, "deploy")
+sys.dont_write_bytecode = True
+from panels import DASHBOARDS
+
+def shows(expr):
+    address = f"{sys.argv[1]}/api/v1/query?" + urllib.parse.urlencode({"query": expr})
+    with urllib.request.urlopen(address, timeout=30) as answer:
+        found = json.load(answer)["data"]["result"]
+    return any(math.isfinite(float(series["value"][1])) for series in found)
+
+lines = [(panel.title, line) for page in DASHBOARDS for panel in page.panels for line in panel.lines]
+dark = sorted({title for title, line in lines if not line.rare and not shows(line.expr)})
+print(f"{sum(not line.rare for _, line in lines)} expressions return numbers" if not dark else dark)
+sys.exit(bool(dark))
+PYTHON
+}
+
 # under_load WHAT FORBIDDEN COMMAND...: runs the command while users look and click. No request may
 # be lost, and no attempt end in one of the forbidden ways.
 under_load() {
@@ -167,7 +190,7 @@ verify() {
     check_images
     [ -z "${GPU:-}" ] || check_gpu_image
 
-    local services=(redis trainer service prometheus)
+    local services=(redis trainer service visitors prometheus)
     local image
     image=$(sed -n 's/^ *image: \(.*grafana.*\)/\1/p' docker-compose.yml)
     if engine image inspect "$image" >/dev/null 2>&1 || engine pull -q "$image" >/dev/null 2>&1; then
@@ -185,13 +208,18 @@ verify() {
     wait_for 60 "the health check of Redis" health "$(container redis)"
     wait_for 60 "the health check of Prometheus" health "$(container prometheus)"
     say "healthy: service, redis, prometheus"
+    wait_for 120 "no visitor got a ranking" visited
+    say "a ranked answer without another step, in the log of the visitors:"
+    engine logs "$(container visitors)" 2>&1 | grep -A 5 'the best of'
     check_calls || fail "a call"
-    say "a ranked answer"
+    say "a ranked answer to calls from outside"
 
     wait_for 60 "Prometheus does not see the service" reads 'up{job="ctr"}' 1
     wait_for 60 "Prometheus does not see two workers" reads ctr_workers 2
-    wait_for 60 "Prometheus does not see the ranking" reads 'sum(ctr_requests_total{route="/score",status="200"})' 1
-    say "Prometheus scrapes both workers"
+    wait_for 60 "Prometheus does not see rankings" reads 'sum(ctr_requests_total{route="/score",status="200"}) > bool 0' 1
+    say "Prometheus scrapes both workers: ctr_workers $(query ctr_workers), rankings $(query 'sum(ctr_requests_total{route="/score",status="200"})')"
+    wait_for 120 "a panel shows nothing: $(check_panels 2>&1 | tail -n 1)" check_panels
+    say "dashboards: $(check_panels)"
     if [[ " ${services[*]} " == *" grafana "* ]]; then
         wait_for 60 "Grafana is not up" curl -sSf "http://127.0.0.1:$GRAFANA_PORT/api/health"
         say "Grafana is up"

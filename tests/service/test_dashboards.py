@@ -26,10 +26,10 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from prometheus_client import REGISTRY
 
 from model_store import ModelStore
 from service.embedded_redis import find_server
+from service.metrics import REGISTRY
 
 from .conftest import serving, wait_for
 
