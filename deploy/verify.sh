@@ -179,11 +179,14 @@ trap 'clean_up; rm -f "$LOG" "$DUMP"' EXIT
 verify() {
     say "building with $ENGINE"
     build --target service -t thacil-ctr >"$LOG" 2>&1 || { tail -n 20 "$LOG"; exit 1; }
+    say "built: service"
     build --target training --build-arg "TORCH_INDEX_URL=$TORCH_INDEX_URL" -t thacil-ctr-training >"$LOG" 2>&1 ||
         { tail -n 20 "$LOG"; exit 1; }
+    say "built: training"
     if [ -n "${GPU:-}" ]; then
         build --target service --build-arg 'ONNXRUNTIME=onnxruntime-gpu[cuda,cudnn]' -t thacil-ctr:gpu \
             >"$LOG" 2>&1 || { tail -n 20 "$LOG"; exit 1; }
+        say "built: service for a GPU"
     fi
     say "sizes, and that of the base image in each"
     engine images --format '  {{.Repository}}:{{.Tag}}  {{.Size}}' | grep -E 'thacil-ctr|library/python|  python:'
