@@ -130,7 +130,7 @@ def test_visitors_leave_when_another_model_is_promoted(
             assert any("the best of 100 videos" in line for line in process.stdout)
             store.promote(store.publish(tiny_draft(0.2)))
 
-            assert process.wait(30) == 0
+            assert process.wait(60) == 0
             assert json.loads(process.stdout.read().splitlines()[-1])["answered"] > 0
 
 
