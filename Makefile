@@ -13,7 +13,7 @@ ONCE ?=
 ONLY ?=
 SECONDS_OF_EPOCH ?=
 
-.PHONY: help install check test chaos demo verify-deploy bench bench-state bench-training bench-full-size docs format clean
+.PHONY: help install check test chaos demo pictures verify-deploy bench bench-state bench-training bench-full-size docs format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## */\t/' | expand -t 16
@@ -41,6 +41,9 @@ chaos: $(STAMP)  ## kill, cut, stall and fill Redis and the service under load
 
 demo: $(STAMP)  ## train, publish, serve and report; DATA=DIR takes your log, ONCE=1 ends after the report
 	@$(BIN)/python deploy/demo.py --data "$(or $(DATA),none)" $(if $(ONCE),--once)
+
+pictures: $(STAMP)  ## take the pictures of the consoles for docs/images; five minutes
+	PICTURES=docs/images $(BIN)/python -m pytest tests/service/test_dashboards.py
 
 verify-deploy:  ## build the images, run the compose project and check it; docker or podman
 	deploy/verify.sh

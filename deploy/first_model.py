@@ -1,7 +1,7 @@
 """Fill an empty model store with a demo model; leave any other as it is.
 
 Interrupted, the same command goes on. The click log that the model was trained on stays in the
-work directory, for the load generator.
+work directory for the load generator, and beside it the name of the version, in ``version``.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ def main() -> int:
         say("training")
         training("fit", "--data", data, "--preset", "modern", "--out", run)
         version = training("export", "--run", run, "--store", options.store, quiet=True)
+        # First, so that whoever sees the service ready finds it.
+        (options.work / "version").write_text(f"{version}\n")
         training("promote", version, "--store", options.store, quiet=True)
         say(f"promoted {version}")
     except (DemoError, OSError) as error:

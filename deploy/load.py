@@ -2,7 +2,9 @@
 
 Loads the videos and clicks of a log, then asks for rankings at a steady rate whatever the answers
 take, and clicks what the scores make likely. A request that fails is sent again, as a good client
-would; what became of them is printed every ten seconds and, in the last line, in all.
+would; the first ranking is printed, and what became of the requests, every ten seconds and, in
+the last line, in all. With ``--only-version`` it ends as soon as another version than the named
+one answers, and never begins where that one does not.
 Exit status 0 when none was lost.
 """
 
@@ -17,11 +19,12 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import httpx
 import numpy as np
-from demo import DemoError, Log, post_clicks, put_videos, read_log
+from demo import DemoError, Log, call, post_clicks, put_videos, read_log
 
 CANDIDATES = 100
 REPORT_SECONDS = 10.0
@@ -61,10 +64,23 @@ class Load:
         log: where users and videos come from.
         patience: seconds after which a request is given up.
         seed: of what users do.
+        only_version: sets ``stop`` when another version answers.
+        stop: set when there is nothing more to do.
     """
 
-    def __init__(self, client: httpx.AsyncClient, log: Log, *, patience: float, seed: int) -> None:
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        log: Log,
+        *,
+        patience: float,
+        seed: int,
+        only_version: str | None,
+        stop: asyncio.Event,
+    ) -> None:
         self.counts = Counts()
+        self._only_version = only_version
+        self._stop = stop
         self._client = client
         self._log = log
         self._patience = patience
@@ -72,6 +88,7 @@ class Load:
         self._users = np.unique(log.users)
         self._items = np.unique(log.items)
         self._newest: list[str] = []
+        self._shown = False
 
     async def visit(self) -> None:
         """Rank candidates for some user, then click some of them."""
@@ -82,6 +99,12 @@ class Load:
         answer = await self._send("POST", "/score", body)
         if answer is None:
             return
+        if self._only_version not in {None, answer["model"]["version"]}:
+            self._stop.set()
+            return
+        if not self._shown:
+            self._shown = True
+            show(user, answer)
         scored = [row for row in answer["results"] if row["score"] is not None]
         # A user sees the first ten only.
         liked = [row for row in scored[:10] if self._random.random() < row["score"]]
@@ -108,14 +131,14 @@ class Load:
         if await self._send("PUT", "/videos", {"videos": [video]}) is not None:
             self._newest = [*self._newest, name][-NEWEST:]
 
-    async def _send(self, method: str, path: str, body: object) -> dict[str, list[dict]] | None:
+    async def _send(self, method: str, path: str, body: object) -> dict[str, Any] | None:
         deadline = time.monotonic() + self._patience
         while time.monotonic() < deadline:
             try:
                 answer = await self._client.request(method, path, json=body)
                 if answer.is_success:
                     self.counts.answered += 1
-                    result: dict[str, list[dict]] = answer.json()
+                    result: dict[str, Any] = answer.json()
                     return result
                 self.counts.failed += 1
             except (httpx.ConnectError, httpx.ConnectTimeout):
@@ -127,6 +150,14 @@ class Load:
             await asyncio.sleep(PAUSE_SECONDS)
         self.counts.lost += 1
         return None
+
+
+def show(user: str, answer: dict[str, Any]) -> None:
+    """Print the best of a ranking."""
+    results, clicks = answer["results"], answer["history"]["length"]
+    print(f"user {user}, {clicks} clicks: the best of {len(results)} videos", flush=True)
+    for row in results[:5]:
+        print(f"  {row['rank']}. {row['video_id']:<20} {row['score']:.4f}", flush=True)
 
 
 async def until_ready(client: httpx.AsyncClient, stop: asyncio.Event) -> None:
@@ -158,8 +189,20 @@ async def keep_going(load: Load, *, rate: float, seconds: float, stop: asyncio.E
                 await asyncio.wait_for(stop.wait(), 0.005)
 
 
+async def is_promoted(client: httpx.AsyncClient, version: str) -> bool:
+    """Ask whether a version is the promoted one: a worker may take it up a moment later."""
+    models = await call(client, "GET", "/models", None)
+    return models["current"] == version
+
+
 async def run(options: argparse.Namespace) -> Counts:
     """Fill the service, then load it."""
+    only_version: str | None = None
+    if options.only_version is not None:
+        if not options.only_version.is_file():
+            print(f"no {options.only_version}: another model than the demo's, no visits")
+            return Counts()
+        only_version = options.only_version.read_text().strip()
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -171,10 +214,20 @@ async def run(options: argparse.Namespace) -> Counts:
         await until_ready(client, stop)
         if stop.is_set():
             return Counts()
+        if only_version is not None and not await is_promoted(client, only_version):
+            print(f"another version than {only_version} is promoted: no visits")
+            return Counts()
         videos = await put_videos(client, train) + await put_videos(client, test)
         verdicts = await post_clicks(client, train)
         print(f"loaded {videos} videos and {sum(verdicts.values())} clicks: {verdicts}", flush=True)
-        load = Load(client, test, patience=options.patience, seed=options.seed)
+        load = Load(
+            client,
+            test,
+            patience=options.patience,
+            seed=options.seed,
+            only_version=only_version,
+            stop=stop,
+        )
         await keep_going(load, rate=options.rate, seconds=options.seconds, stop=stop)
     return load.counts
 
@@ -188,6 +241,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="end after as long")
     parser.add_argument(
         "--patience", type=float, default=60.0, help="seconds after which a request is lost"
+    )
+    parser.add_argument(
+        "--only-version", type=Path, metavar="FILE", help="visit while the version in it answers"
     )
     parser.add_argument("--seed", type=int, default=1, help="of what users do")
     try:

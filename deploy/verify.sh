@@ -9,6 +9,7 @@
 #   STORAGE_ARGS      arguments of podman and buildah about storage
 #   PODMAN_ARGS       further arguments of podman itself
 #   PODMAN_RUN_ARGS   further arguments of podman run
+#   LOAD_SECONDS      how long users come while something is restarted; default: 60
 #   GPU=1             builds the GPU image, too: 3 GB
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -74,6 +75,7 @@ query() {
 }
 reads() { test "$(query "$1")" = "$2"; }
 
+visited() { engine logs "$(container visitors)" 2>&1 | grep -q 'the best of'; }
 ready() { curl -sSf "$SERVICE/health/ready"; }
 
 check_images() {
@@ -133,15 +135,39 @@ assert all(0 < s < 1 for s in scores) and answer["history"]["length"] == 2, answ
 PYTHON
 }
 
+# Every expression of every panel that shows something while all is well returns a number.
+check_panels() {
+    python3 - "$PROMETHEUS" <<'PYTHON'
+import json, math, sys, urllib.parse, urllib.request
+
+sys.path.insert(0, "deploy")
+sys.dont_write_bytecode = True
+from panels import DASHBOARDS
+
+def shows(expr):
+    address = f"{sys.argv[1]}/api/v1/query?" + urllib.parse.urlencode({"query": expr})
+    with urllib.request.urlopen(address, timeout=30) as answer:
+        found = json.load(answer)["data"]["result"]
+    return any(math.isfinite(float(series["value"][1])) for series in found)
+
+lines = [(panel.title, line) for page in DASHBOARDS for panel in page.panels for line in panel.lines]
+dark = sorted({title for title, line in lines if not line.rare and not shows(line.expr)})
+print(f"{sum(not line.rare for _, line in lines)} expressions return numbers" if not dark else dark)
+sys.exit(bool(dark))
+PYTHON
+}
+
 # under_load WHAT FORBIDDEN COMMAND...: runs the command while users look and click. No request may
 # be lost, and no attempt end in one of the forbidden ways.
 under_load() {
     local what=$1 forbidden=$2 counts
     shift 2
-    compose --profile demo run --rm --no-deps load --rate 25 --seconds 30 >"$LOG" 2>&1 &
+    compose --profile demo run --rm --no-deps load --rate 25 --seconds "${LOAD_SECONDS:-60}" >"$LOG" 2>&1 &
     local load=$!
     wait_for 60 "the load did not start" grep -q '^{' "$LOG"
     "$@" >/dev/null 2>&1 || fail "$what"
+    # On a slow machine the users may all be gone by then: that would prove nothing.
+    kill -0 $load 2>/dev/null || fail "the load ended first, take a larger LOAD_SECONDS: $what"
     wait $load || { tail -n 5 "$LOG"; fail "requests were lost: $what"; }
     counts=$(grep '^{' "$LOG" | tail -n 1 | tr -d '\r')
     say "$what under 25 visits a second: $counts"
@@ -156,18 +182,21 @@ trap 'clean_up; rm -f "$LOG" "$DUMP"' EXIT
 verify() {
     say "building with $ENGINE"
     build --target service -t thacil-ctr >"$LOG" 2>&1 || { tail -n 20 "$LOG"; exit 1; }
+    say "built: service"
     build --target training --build-arg "TORCH_INDEX_URL=$TORCH_INDEX_URL" -t thacil-ctr-training >"$LOG" 2>&1 ||
         { tail -n 20 "$LOG"; exit 1; }
+    say "built: training"
     if [ -n "${GPU:-}" ]; then
         build --target service --build-arg 'ONNXRUNTIME=onnxruntime-gpu[cuda,cudnn]' -t thacil-ctr:gpu \
             >"$LOG" 2>&1 || { tail -n 20 "$LOG"; exit 1; }
+        say "built: service for a GPU"
     fi
     say "sizes, and that of the base image in each"
     engine images --format '  {{.Repository}}:{{.Tag}}  {{.Size}}' | grep -E 'thacil-ctr|library/python|  python:'
     check_images
     [ -z "${GPU:-}" ] || check_gpu_image
 
-    local services=(redis trainer service prometheus)
+    local services=(redis trainer service visitors prometheus)
     local image
     image=$(sed -n 's/^ *image: \(.*grafana.*\)/\1/p' docker-compose.yml)
     if engine image inspect "$image" >/dev/null 2>&1 || engine pull -q "$image" >/dev/null 2>&1; then
@@ -185,13 +214,18 @@ verify() {
     wait_for 60 "the health check of Redis" health "$(container redis)"
     wait_for 60 "the health check of Prometheus" health "$(container prometheus)"
     say "healthy: service, redis, prometheus"
+    wait_for 120 "no visitor got a ranking" visited
+    say "a ranked answer without another step, in the log of the visitors:"
+    engine logs "$(container visitors)" 2>&1 | grep -A 5 'the best of'
     check_calls || fail "a call"
-    say "a ranked answer"
+    say "a ranked answer to calls from outside"
 
     wait_for 60 "Prometheus does not see the service" reads 'up{job="ctr"}' 1
     wait_for 60 "Prometheus does not see two workers" reads ctr_workers 2
-    wait_for 60 "Prometheus does not see the ranking" reads 'sum(ctr_requests_total{route="/score",status="200"})' 1
-    say "Prometheus scrapes both workers"
+    wait_for 60 "Prometheus does not see rankings" reads 'sum(ctr_requests_total{route="/score",status="200"}) > bool 0' 1
+    say "Prometheus scrapes both workers: ctr_workers $(query ctr_workers), rankings $(query 'sum(ctr_requests_total{route="/score",status="200"})')"
+    wait_for 120 "a panel shows nothing: $(check_panels 2>&1 | tail -n 1)" check_panels
+    say "dashboards: $(check_panels)"
     if [[ " ${services[*]} " == *" grafana "* ]]; then
         wait_for 60 "Grafana is not up" curl -sSf "http://127.0.0.1:$GRAFANA_PORT/api/health"
         say "Grafana is up"

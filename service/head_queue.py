@@ -99,6 +99,7 @@ class HeadQueue:
         begin = time.thread_time()
         scored = score(waiting.job)
         self._learn(waiting.weight, time.thread_time() - begin)
+        metrics.JOBS_PER_RUN.observe(1)
         return scored
 
     def _learn(self, weight: float, seconds: float) -> None:

@@ -113,6 +113,6 @@ class LiveModel:
             await warm(opened)
         old, self._open = self._open, opened
         if old is not None:
-            metrics.show_model(old.manifest.model_name, old.manifest.version, serving=False)
-        metrics.show_model(opened.manifest.model_name, opened.manifest.version, serving=True)
+            metrics.show_model(old.manifest, serving=False)
+        metrics.show_model(opened.manifest, serving=True)
         _log.info("version %s answers now", opened.manifest.version)

@@ -214,7 +214,9 @@ class Scoring:
             if degraded is not None:
                 raise StateDownError(f"what is remembered is too old: {degraded.reason}")
             raise HistoryBehindError(position.version, wanted=wishes.min_history_version)
-        if degraded is not None:
+        if degraded is None:
+            metrics.show_score(work.scored.probabilities)
+        else:
             metrics.DEGRADED.labels(degraded.level).inc()
         places, ordered, unranked = _rank(work.scored.probabilities, wishes.top_k)
         # With Redis gone nobody knows whether a video is registered.

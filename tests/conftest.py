@@ -18,7 +18,7 @@ REDIS_REQUIRED = os.environ.get("REQUIRE_REDIS", "") not in {"", "0"}
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Turn a skip for want of a redis-server into a failure where REQUIRE_REDIS is set."""
+    """Turn a skip for want of a program into a failure where REQUIRE_REDIS is set."""
     report = yield
     refuse_skip(report)
     return report
@@ -33,7 +33,9 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 
 def refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
-    """Fail what was skipped for a reason that names redis."""
-    if REDIS_REQUIRED and report.skipped and "redis" in str(report.longrepr).lower():
+    """Fail what was skipped for a reason that names redis, or a program that apt installs."""
+    reason = str(report.longrepr).lower()
+    wanted = "redis" in reason or "apt-get install" in reason
+    if REDIS_REQUIRED and report.skipped and wanted:
         report.outcome = "failed"
         report.longrepr = f"REQUIRE_REDIS is set, so this must not be skipped: {report.longrepr}"

@@ -55,6 +55,30 @@ def test_the_schema_would_notice() -> None:
     assert schema_faults({**PROJECT, "services": {"service": service}})
 
 
+def test_one_command_leads_to_rankings_and_dashboards() -> None:
+    """Without a profile there are users, too, who ask for rankings; profiles only add."""
+    plain = {name for name, service in SERVICES.items() if "profiles" not in service}
+    profiles = {
+        name: service["profiles"] for name, service in SERVICES.items() if name not in plain
+    }
+
+    assert plain == {"redis", "trainer", "service", "visitors", "prometheus", "grafana"}
+    assert profiles == {"load": ["demo"], "service-gpu": ["gpu"]}
+    assert SERVICES["visitors"]["command"][-2:] == ["--only-version", "/demo/version"]
+    work = SERVICES["trainer"]["entrypoint"]
+    assert work[work.index("--work") + 1] == "/demo"
+
+
+def test_secrets_come_from_the_environment_file() -> None:
+    """No password is written here; what stands in its place is taken from .env, which git ignores."""
+    text = (ROOT / "docker-compose.yml").read_text()
+    given = re.findall(r"^\s*(\w*(?:PASSWORD|AUTH)): (\S+)$", text, re.MULTILINE)
+
+    assert len(given) == 3
+    assert all(re.fullmatch(r"\$\{[A-Z_]+:-(admin)?\}", value) for _, value in given)
+    assert ".env" in (ROOT / ".gitignore").read_text().split()
+
+
 @pytest.mark.parametrize("name", SERVICES)
 def test_ports_are_of_this_machine_only(name: str) -> None:
     """Whatever is published is bound to 127.0.0.1."""

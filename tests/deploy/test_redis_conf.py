@@ -76,6 +76,24 @@ def test_the_password_is_asked_for(redis: Redis) -> None:
         assert PASSWORD not in command.read_text()
 
 
+@pytest.mark.parametrize("password", ['with"quotes', "with space", "a@b", "ümlaut"])
+def test_a_password_that_no_address_can_hold_is_refused(password: str) -> None:
+    """Redis does not start with a password that would change its configuration or the address."""
+    environment = {**os.environ, "REDIS_PASSWORD": password}
+    done = subprocess.run(
+        ["sh", str(DEPLOY / "redis-start.sh")],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=20,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert "REDIS_PASSWORD holds a character" in done.stderr
+    assert password not in done.stderr
+
+
 def test_a_history_lies_in_one_packed_node(redis: Redis) -> None:
     """160 clicks on videos with ids of 43 bytes are one node; with 44 they no longer are."""
     for width in (43, 44):

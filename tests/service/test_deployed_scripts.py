@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 
 from model_store import ModelStore
+
+from .conftest import serving, tiny_draft
 
 ROOT = Path(__file__).parents[2]
 ITEMS = 120
@@ -71,6 +74,7 @@ def test_a_promoted_version_is_left_alone(store: ModelStore, log: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert f"{before[0]} is promoted: nothing to do" in done.stdout
     assert (store.current(), store.versions()) == before
+    assert not (log.parent / "version").exists()
 
 
 def test_the_load_is_answered(client: httpx.Client, log: Path) -> None:
@@ -82,7 +86,52 @@ def test_the_load_is_answered(client: httpx.Client, log: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert counts["answered"] >= 20
     assert counts["clicks"] > 0
+    assert re.search(
+        r"^user \d, 40 clicks: the best of 100 videos\n  1. test-\d+ ", done.stdout, re.MULTILINE
+    )
     assert {counts[way] for way in ("lost", "refused", "cut", "slow", "failed")} == {0}
+
+
+@pytest.mark.parametrize("named", ["another-version", None])
+def test_visitors_stay_away_from_another_model(
+    client: httpx.Client, log: Path, named: str | None
+) -> None:
+    """Where the named version is not promoted, or none is named, nothing is registered or asked."""
+    file = log.parent / "version"
+    if named is not None:
+        file.write_text(f"{named}\n")
+    address = str(client.base_url)
+    done = run("load.py", "--url", address, "--data", str(log), "--only-version", str(file))
+    counts = json.loads(done.stdout.splitlines()[-1])
+
+    assert done.returncode == 0, done.stderr
+    assert "no visits" in done.stdout
+    assert not any(counts.values())
+
+
+def test_visitors_leave_when_another_model_is_promoted(
+    redis_url: str, log: Path, tmp_path: Path
+) -> None:
+    """They visit while the named version answers, and end when the next one does."""
+    store = ModelStore(tmp_path / "store")
+    version = store.publish(tiny_draft())
+    store.promote(version)
+    (log.parent / "version").write_text(f"{version}\n")
+    data = tmp_path / "served"
+    data.mkdir()
+    with serving(store, data, "--redis-url", redis_url) as client:
+        command = [sys.executable, str(ROOT / "deploy" / "load.py"), "--url", str(client.base_url)]
+        command += ["--data", str(log), "--only-version", str(log.parent / "version")]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, env=environment
+        ) as process:
+            assert process.stdout is not None
+            assert any("the best of 100 videos" in line for line in process.stdout)
+            store.promote(store.publish(tiny_draft(0.2)))
+
+            assert process.wait(60) == 0
+            assert json.loads(process.stdout.read().splitlines()[-1])["answered"] > 0
 
 
 def test_the_load_can_be_ended_while_it_waits(log: Path) -> None:
