@@ -69,13 +69,24 @@ def fit(config: RunConfig, log: ClickLog, out: Path, processes: Processes = ALON
         out, config, sizes={**sizes, "train_rows": len(log.train)}, processes=processes
     )
     progress = run.load(network, optimizer)
-    was_done = progress.done
-    if was_done:
-        return progress
     loop = TrainingLoop(config, network, optimizer, shards, run, processes)
-    validates = train_examples(config, log, shards.validates)
+    if not progress.done:
+        validates = train_examples(config, log, shards.validates)
+        _learn(loop, run, progress, validates, config, processes)
+    return progress
+
+
+def _learn(
+    loop: TrainingLoop,
+    run: RunDirectory,
+    progress: Progress,
+    validates: Examples,
+    config: RunConfig,
+    processes: Processes,
+) -> None:
+    """Do epochs until the run is done, or somebody asks for an end."""
     journal = Journal(
-        out,
+        run.out,
         first_step=progress.steps,
         tensorboard=config.execution.tensorboard,
         speaks=processes.is_first,
@@ -84,16 +95,15 @@ def fit(config: RunConfig, log: ClickLog, out: Path, processes: Processes = ALON
         is_done = False
         while not is_done:
             loop.epoch(progress, journal, stop)
-            measured = _validate(network, validates, processes)
-            is_done = _finish_epoch(config, optimizer, progress, measured)
-            run.save_epoch(network, optimizer, progress)
+            measured = _validate(loop.network, validates, processes)
+            is_done = _finish_epoch(config, loop.optimizer, progress, measured)
+            run.save_epoch(loop.network, loop.optimizer, progress)
             if processes.is_first:
                 _tell(progress, journal)
             (asked,) = processes.sum(stop.signal_number is not None)
             if asked and not is_done:
-                raise StoppedError(progress.place(shards.steps), stop.signal_number or 0)
+                raise StoppedError(progress.place(loop.steps), stop.signal_number or 0)
     journal.close()
-    return progress
 
 
 def _check_labels(shards: Shards, processes: Processes) -> None:

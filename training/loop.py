@@ -76,11 +76,16 @@ class TrainingLoop:
         run: RunDirectory,
         processes: Processes = ALONE,
     ) -> None:
-        self._config, self._network, self._optimizer = config, network, optimizer
+        self._config, self.network, self.optimizer = config, network, optimizer
         self._shards, self._run, self._processes = shards, run, processes
         self._loss = make_loss(config, processes.device)
         self._saved_at = time.monotonic()
         self._noted = (0, 0.0, 0.0)
+
+    @property
+    def steps(self) -> int:
+        """Of an epoch."""
+        return self._shards.steps
 
     def epoch(self, progress: Progress, journal: Journal, stop: StopRequest) -> None:
         """Do what is left of the epoch that ``progress`` stands in.
@@ -88,7 +93,7 @@ class TrainingLoop:
         Raises:
             StoppedError: somebody asked for an end; the run is saved where it stands.
         """
-        self._network.train()
+        self.network.train()
         epoch, steps = progress.epoch + 1, self._shards.steps
         shown = tqdm(
             desc=f"epoch {epoch}",
@@ -139,28 +144,28 @@ class TrainingLoop:
                 return 0, (False, False)
             moved = batch.to(self._processes.device)
             value = train_step(
-                self._network, self._optimizer, moved, clip_norm=clip_norm, loss=self._loss
+                self.network, self.optimizer, moved, clip_norm=clip_norm, loss=self._loss
             )
             loss_sum += value.double() * len(batch.labels)
             return len(batch.labels), (is_time, wants_end)
-        self._optimizer.zero_grad()
+        self.optimizer.zero_grad()
         loss = 0.0
         if batch is not None:
-            value = self._loss(self._network, batch.to(self._processes.device))
+            value = self._loss(self.network, batch.to(self._processes.device))
             value.backward()
             loss = float(value.detach())
         size = 0 if batch is None else len(batch.labels)
         # The first process's clock decides for all.
         is_time = is_time and self._processes.is_first
         ready, rows, total, end, save = self._processes.sum_gradients(
-            self._network.parameters(),
+            self.network.parameters(),
             size,
             [float(size > 0), size, loss * size, wants_end, is_time],
         )
         if ready < self._processes.count:
             return 0, (False, False)
-        nn.utils.clip_grad_norm_(self._network.parameters(), clip_norm)
-        self._optimizer.step()
+        nn.utils.clip_grad_norm_(self.network.parameters(), clip_norm)
+        self.optimizer.step()
         loss_sum += total
         return int(rows), (save > 0, end > 0)
 
@@ -169,7 +174,7 @@ class TrainingLoop:
         if optim.schedule != "linear":
             return
         done = (epoch - 1 + share) / optim.max_epochs
-        for group in self._optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = optim.learning_rate * max(_LOWEST_SHARE, 1 - done)
 
     def _note(self, progress: Progress, journal: Journal) -> None:
@@ -180,13 +185,13 @@ class TrainingLoop:
                 progress.steps,
                 epoch=progress.epoch + 1,
                 train_loss=(progress.loss_sum - loss_sum) / (progress.rows - rows),
-                learning_rate=float(self._optimizer.param_groups[0]["lr"]),
+                learning_rate=float(self.optimizer.param_groups[0]["lr"]),
                 examples_per_second=(progress.rows - rows) / max(1e-9, now - since),
             )
         self._noted = progress.rows, progress.loss_sum, now
 
     def _save(self, progress: Progress, *, is_end: bool, stop: StopRequest) -> None:
-        self._run.save(self._network, self._optimizer, progress)
+        self._run.save(self.network, self.optimizer, progress)
         self._saved_at = time.monotonic()
         place = progress.place(self._shards.steps)
         if self._processes.is_first:
