@@ -142,7 +142,8 @@ def test_sampled_negatives_leave_no_trace_in_probabilities(log: ClickLog, tmp_pa
     assert predicted_over_observed(labels, raw) > 1.4
     assert 0.85 < predicted_over_observed(labels, mended) < 1.15
     assert expected_calibration_error(labels, mended) < expected_calibration_error(labels, raw) / 2
-    assert mean_auc(users, labels, mended) == pytest.approx(mean_auc(users, labels, raw), abs=1e-6)
+    # A rising line leaves the order as it is, but for pairs that float32 cannot tell apart.
+    assert mean_auc(users, labels, mended) == pytest.approx(mean_auc(users, labels, raw), abs=5e-4)
 
 
 def test_the_served_graph_gives_the_calibrated_probability(tmp_path: Path, log: ClickLog) -> None:

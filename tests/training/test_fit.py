@@ -176,15 +176,20 @@ def test_a_users_impressions_stay_together_in_chunks(config: RunConfig, log: Cli
 
 
 def test_sampled_negatives_keep_their_ratio(config: RunConfig, log: ClickLog) -> None:
-    """With one negative a click, clicks and others balance, and every epoch draws anew."""
+    """A negative a click of each user, all of them where there are fewer; drawn anew each epoch."""
     examples = _examples(config, log)
     drawn = [
         np.concatenate([examples.shuffled(1, np.random.default_rng(s), negatives=1).rows])
         for s in (0, 1)
     ]
 
-    share = examples.impressions.labels[drawn[0]].mean()
-    assert 0.45 < share < 0.6
+    labels, users = examples.impressions.labels, examples.impressions.user_ids
+    clicks, others = (
+        np.bincount(users[labels == value], minlength=users.max() + 1) for value in (1, 0)
+    )
+    kept = labels[drawn[0]]
+    assert (kept == 1).sum() == clicks.sum()
+    assert (kept == 0).sum() == np.minimum(clicks, others).sum() < others.sum()
     assert set(drawn[0].tolist()) != set(drawn[1].tolist())
 
 

@@ -26,7 +26,7 @@ LATE = 1_600_000_000_000
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("world")
-    synthesize(out, users=50, videos=400, interactions=6000, seed=2, categories=8, feature_dim=12)
+    synthesize(out, users=50, videos=400, interactions=9000, seed=2, categories=8, feature_dim=12)
     return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -119,13 +120,17 @@ def test_the_verb_measures_and_records(
     run: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A float16 export needs the log; the version carries both figures."""
-    arguments = ["export", "--run", str(run), "--store", str(tmp_path)]
+    # On few validation rows a single pair that changes places is more than is allowed: these
+    # weights are float16's already.
+    half = Path(shutil.copytree(run, tmp_path / "run"))
+    torch.save(halved(load_run(run)[1]).state_dict(), half / "best.pt")  # type: ignore[arg-type]
+    arguments = ["export", "--run", str(half), "--store", str(tmp_path / "store")]
     assert main([*arguments, "--precision", "float16"]) == 1
     assert "--data" in capsys.readouterr().err
 
     assert main([*arguments, "--precision", "float16", "--data", str(world)]) == 0
     version = capsys.readouterr().out.splitlines()[-1]
-    opened = ModelStore(tmp_path).open(version)
+    opened = ModelStore(tmp_path / "store").open(version)
     provenance = opened.manifest.provenance
     assert provenance["precision"] == "float16"
     found = provenance["validation"]
