@@ -46,7 +46,7 @@ def test_every_setting_is_read_from_its_variable_and_its_flag() -> None:
     other = {
         "embedded_fsync": "always", "log_level": "debug", "log_format": "text",
         "access_log": "all", "device": "cpu", "model_store": "elsewhere", "data_dir": "there",
-        "host": "::1", "redis_url": "redis://h:1/2",
+        "host": "::1", "redis_url": "redis://h:1/2", "gpu_arena": "next_power_of_two",
     }  # fmt: skip
     for setting in settings():
         value = other.get(setting.name, "true" if setting.switch else "77")
