@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -22,6 +23,15 @@ def test_a_first_signal_is_noted_and_handlers_come_back(number: signal.Signals) 
     assert signal.getsignal(number) is before
 
 
+@pytest.fixture
+def as_in_a_terminal() -> Iterator[None]:
+    """Python's own handler, which a process that was started in the background lacks."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("as_in_a_terminal")
 def test_a_second_ctrl_c_ends_at_once() -> None:
     """The handler from before is back after the first signal."""
     with stop_request(patient=False):
