@@ -35,8 +35,6 @@ class NetworkConfig(_Section):
     hidden_dim: _Positive = 128
     interaction: bool = False
     """THACIL's head sees [u; x; u * x] of user and candidate, not the paper's [u; x]."""
-    block_age: bool = False
-    """THACIL's blocks carry a trained vector of their age, in blocks from the newest."""
     dropout: _Share = 0.0
     """After every projection, attention scores and the logit included (the reference's way)."""
     hidden_dropout: _Share = 0.0

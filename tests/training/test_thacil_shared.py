@@ -32,12 +32,10 @@ VIDEOS = 30
 
 def _network(*, dropout: float = 0.0, gain: float = 2.0, modern: bool = True) -> Thacil:
     torch.manual_seed(3)
-    network = Thacil(replace(SHAPE, interaction=modern, block_age=modern), dropout=dropout)
+    network = Thacil(replace(SHAPE, interaction=modern), dropout=dropout)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(gain)
-        if network.block_age is not None:
-            network.block_age.normal_()
     return network
 
 

@@ -31,7 +31,6 @@ class ThacilShape:
         block_size: S, clicks per block.
         hidden_dim: E, width of the feed-forward layer.
         interaction: the feed-forward layer sees [u; x; u * x], not the paper's [u; x].
-        block_age: each block carries a trained vector of its age, which the paper has not.
     """
 
     feature_dim: int
@@ -43,7 +42,6 @@ class ThacilShape:
     block_size: int = 20
     hidden_dim: int = 128
     interaction: bool = False
-    block_age: bool = False
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be built."""
@@ -157,13 +155,6 @@ class Thacil(nn.Module):
             num_blocks=shape.num_blocks,
             dropout=dropout,
         )
-        # Differs from the paper where asked for: eq. 9 knows what is in a block, not how old it
-        # is. Row 0 is of the newest block; zero until trained.
-        self.block_age = (
-            nn.Parameter(torch.zeros(shape.num_blocks, shape.embedding_dim))
-            if shape.block_age
-            else None
-        )
         self.norm = nn.LayerNorm(shape.embedding_dim, eps=1e-8)
         self.target_attention = AdditiveAttention(
             shape.embedding_dim, shape.embedding_dim, dropout=dropout
@@ -236,15 +227,7 @@ class Thacil(nn.Module):
 
     def fuse(self, local_UBD: Tensor, valid_UB: Tensor) -> Profile:
         """Add what came before to each block, and normalise: u = LN(l + g)."""
-        return self.normalised(local_UBD + self.self_attention(local_UBD, valid_UB), valid_UB)
-
-    def normalised(self, fused_UBD: Tensor, valid_UB: Tensor) -> Profile:
-        """Finish a profile: add each block's age where the network knows ages, and normalise."""
-        if self.block_age is not None:
-            places_B = torch.arange(fused_UBD.shape[1], device=fused_UBD.device)
-            age_UB = (valid_UB.sum(dim=1, keepdim=True) - 1 - places_B).clamp(min=0)
-            fused_UBD = fused_UBD + functional.embedding(age_UB, self.block_age)
-        return Profile(self.norm(fused_UBD), valid_UB)
+        return Profile(self.norm(local_UBD + self.self_attention(local_UBD, valid_UB)), valid_UB)
 
     def target(self, profile: Profile, candidates_ND: Tensor) -> Tensor:
         """Weigh the blocks by one candidate per profile (eq. 9): N profiles -> [N, D]."""
