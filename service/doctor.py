@@ -38,6 +38,9 @@ NEEDED: Final = {
     "pydantic-settings": "2.4",
     "orjson": "3.10",
     "msgpack": "1.0.5",
+    "msgspec": "0.19",
+    "typing-extensions": "4.10",
+    "tqdm": "4.66",
 }
 """Packages that the service needs, and the least version of each."""
 _RUNTIMES: Final = ("onnxruntime-gpu", "onnxruntime")

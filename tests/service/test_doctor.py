@@ -272,11 +272,13 @@ def test_the_doctor_knows_what_the_project_needs() -> None:
     """Its least versions are those of pyproject.toml."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = project["dependencies"] + project["optional-dependencies"]["service"]
-    least = {
-        match["name"]: match["least"]
-        for line in lines
-        if (match := re.match(r"(?P<name>[\w-]+)(\[.*\])?>=(?P<least>[\d.]+)", line))
-    }
+    least = {}
+    for line in lines:
+        match = re.match(r"(?P<name>[\w-]+)(\[.*\])?>=(?P<least>[\d.]+)(?P<some>;)?", line)
+        assert match is not None, line
+        # What only some machines need is not asked for; ONNX Runtime has a check of its own.
+        if not match["some"]:
+            least[match["name"]] = match["least"]
 
-    assert {name: least[name] for name in NEEDED} == NEEDED
-    assert least["onnxruntime-gpu"] == "1.24"
+    assert least == NEEDED
+    assert 'onnxruntime-gpu>=1.24' in " ".join(lines)
