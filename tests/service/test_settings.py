@@ -46,7 +46,7 @@ def test_every_setting_is_read_from_its_variable_and_its_flag() -> None:
     other = {
         "embedded_fsync": "always", "log_level": "debug", "log_format": "text",
         "access_log": "all", "device": "cpu", "model_store": "elsewhere", "data_dir": "there",
-        "host": "::1", "redis_url": "redis://h:1/2",
+        "host": "::1", "redis_url": "redis://h:1/2", "gpu_arena": "next_power_of_two",
     }  # fmt: skip
     for setting in settings():
         value = other.get(setting.name, "true" if setting.switch else "77")
@@ -72,6 +72,15 @@ def test_what_is_not_set_is_shown_as_such() -> None:
     assert "CTR_MODEL_STORE=\n" in done.stdout
     assert "CTR_REDIS_URL=redis://elsewhere\n" in done.stdout
     assert "CTR_REDIS_URL=\n" in run("settings", CTR_REDIS_URL="").stdout
+
+
+def test_a_variable_that_is_set_to_nothing_is_not_set() -> None:
+    """As an environment file with empty lines, or a compose file, sets it: defaults hold."""
+    done = run("settings", CTR_REDIS_URL="", REDIS_URL="redis://elsewhere", CTR_WORKERS="")
+
+    assert done.returncode == 0, done.stderr
+    assert "CTR_REDIS_URL=redis://elsewhere\n" in done.stdout
+    assert "CTR_WORKERS=1\n" in done.stdout
 
 
 @pytest.mark.parametrize("verb", ["serve", "settings", "doctor"])
