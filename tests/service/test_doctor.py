@@ -17,7 +17,7 @@ import pytest
 from redis import Redis
 
 from model_store import ModelStore
-from service.doctor import NEEDED, examine
+from service.doctor import NEEDED, WORKER_MB, examine, memory_limit
 from service.embedded_redis import embedded_redis
 from service.findings import Finding
 from service.redis_checks import check_server
@@ -240,6 +240,19 @@ def test_too_large_caches_are_told(store: ModelStore, tmp_path: Path, redis_url:
     chosen = settings(store, tmp_path, redis_url, row_cache_mb=2**30)
 
     assert found(chosen)["memory"].verdict == "WARN"
+
+
+def test_caches_that_leave_no_room_for_the_workers_are_told(
+    store: ModelStore, tmp_path: Path, redis_url: str
+) -> None:
+    """Two caches a worker, and what a worker takes besides, must fit into the memory."""
+    limit = memory_limit() // 2**20
+    most = (limit - 2 * WORKER_MB) // 4
+    full = settings(store, tmp_path, redis_url, workers=2, row_cache_mb=limit // 4)
+    fits = settings(store, tmp_path, redis_url, workers=2, row_cache_mb=most)
+
+    assert found(full)["memory"].verdict == "WARN"
+    assert found(fits)["memory"].verdict == "PASS"
 
 
 def test_an_old_package_fails(
