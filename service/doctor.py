@@ -38,12 +38,17 @@ NEEDED: Final = {
     "pydantic-settings": "2.4",
     "orjson": "3.10",
     "msgpack": "1.0.5",
+    "msgspec": "0.19",
+    "typing-extensions": "4.10",
+    "tqdm": "4.66",
 }
 """Packages that the service needs, and the least version of each."""
 _RUNTIMES: Final = ("onnxruntime-gpu", "onnxruntime")
 _LEAST_RUNTIME: Final = "1.24"
 _FILES_FAIL, _FILES_WARN = 256, 1_024
 _METRICS_BYTES: Final = 16 * 2**20
+WORKER_MB: Final = 128
+"""What a worker takes beside its caches: 112 MB after a start, and a little for requests."""
 _CGROUP: Final = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -177,16 +182,17 @@ def _check_metrics_directory(settings: Settings) -> Finding:
 
 
 def _check_memory(settings: Settings) -> Finding:
-    name, limit = "memory", _memory_limit()
+    name, limit = "memory", memory_limit()
     # While another version is made ready there are two caches.
-    most = 2 * settings.workers * settings.row_cache_mb
-    seen = f"row caches may grow to {most:,} MiB of {limit / 2**20:,.0f} MiB"
+    most = settings.workers * (2 * settings.row_cache_mb + WORKER_MB)
+    seen = f"workers and row caches may grow to {most:,} MiB of {limit / 2**20:,.0f} MiB"
     if most * 2**20 > limit:
         return warned(name, seen, fix="lower CTR_ROW_CACHE_MB or CTR_WORKERS")
     return passed(name, seen)
 
 
-def _memory_limit() -> int:
+def memory_limit() -> int:
+    """Return how many bytes of memory this process may use, with all others beside it."""
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         return min(machine, int(_CGROUP.read_text()))

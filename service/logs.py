@@ -37,9 +37,8 @@ class JsonFormatter(logging.Formatter):
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         super().__init__()
-        # Also as they stand in a string of JSON.
-        both = {form for secret in secrets for form in (secret, json.dumps(secret)[1:-1])}
-        self._secrets = tuple(sorted(both, key=len, reverse=True))
+        forms = {form for secret in secrets for form in _forms(secret)}
+        self._secrets = tuple(sorted(forms, key=len, reverse=True))
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -125,6 +124,12 @@ def _exception(formatter: logging.Formatter, record: logging.LogRecord) -> str:
         pieces.append(f"{frames}{type(error).__module__}.{type(error).__qualname__}")
         error = error.__cause__ or error.__context__
     return "\ncaused by\n".join(pieces)
+
+
+def _forms(secret: str) -> tuple[str, ...]:
+    """Return a secret as it may stand in a line: as it is, and in a string of JSON."""
+    text = json.dumps(secret)[1:-1]
+    return secret, text, json.dumps(secret, ensure_ascii=False)[1:-1]
 
 
 def _masked(line: str, secrets: Iterable[str]) -> str:

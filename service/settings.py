@@ -74,7 +74,12 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="CTR_", frozen=True, extra="ignore", protected_namespaces=()
+        env_prefix="CTR_",
+        # A variable that is set to nothing is not set.
+        env_ignore_empty=True,
+        frozen=True,
+        extra="ignore",
+        protected_namespaces=(),
     )
 
     model_store: Path
@@ -127,7 +132,6 @@ class Settings(BaseSettings):
     @property
     def redis_address(self) -> str | None:
         """Where state lives, as a client needs it: with its password, never to be shown."""
-        # A variable that is set to nothing is not set.
         return self.redis_url.get_secret_value() or None if self.redis_url else None
 
     @property

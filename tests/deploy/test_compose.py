@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from service.doctor import WORKER_MB
 from service.settings import Settings
 
 yaml = pytest.importorskip("yaml")
@@ -136,6 +137,16 @@ def test_variables_to_fill_in_are_explained() -> None:
     )
 
     assert taken == explained
+
+
+@pytest.mark.parametrize("name", ["service", "service-gpu"])
+def test_the_caches_of_all_workers_fit(name: str) -> None:
+    """Each worker has two of them while a version is taken up; none is killed for its memory."""
+    given = SERVICES[name]["environment"]
+    cache = int(given.get("CTR_ROW_CACHE_MB", Settings.model_fields["row_cache_mb"].default))
+    limit = SERVICES[name]["deploy"]["resources"]["limits"]["memory"]
+
+    assert int(given["CTR_WORKERS"]) * (2 * cache + WORKER_MB) < 1024 * int(limit.removesuffix("g"))
 
 
 def test_containers_have_time_to_drain() -> None:

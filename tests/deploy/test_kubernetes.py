@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from service import api, metrics
+from service.doctor import WORKER_MB
 from service.settings import Settings
 
 yaml = pytest.importorskip("yaml")
@@ -159,6 +160,16 @@ def test_a_pod_has_time_to_drain(pod: dict[str, Any]) -> None:
     stop = pod["spec"]["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
 
     assert pod["spec"]["terminationGracePeriodSeconds"] > int(stop[1]) + DRAIN_SECONDS
+
+
+def test_the_caches_of_a_pod_fit(pod: dict[str, Any]) -> None:
+    """A worker has two of them while a version is taken up; it is not killed for its memory."""
+    container = pod["spec"]["containers"][0]
+    given = {v["name"]: v.get("value") for v in container["env"]}
+    cache = int(given.get("CTR_ROW_CACHE_MB", Settings.model_fields["row_cache_mb"].default))
+    limit = container["resources"]["limits"]["memory"]
+
+    assert int(given["CTR_WORKERS"]) * (2 * cache + WORKER_MB) < 1024 * int(limit.removesuffix("Gi"))
 
 
 def test_pods_may_do_nothing_but_serve(pod: dict[str, Any]) -> None:

@@ -74,6 +74,15 @@ def test_what_is_not_set_is_shown_as_such() -> None:
     assert "CTR_REDIS_URL=\n" in run("settings", CTR_REDIS_URL="").stdout
 
 
+def test_a_variable_that_is_set_to_nothing_is_not_set() -> None:
+    """As an environment file with empty lines, or a compose file, sets it: defaults hold."""
+    done = run("settings", CTR_REDIS_URL="", REDIS_URL="redis://elsewhere", CTR_WORKERS="")
+
+    assert done.returncode == 0, done.stderr
+    assert "CTR_REDIS_URL=redis://elsewhere\n" in done.stdout
+    assert "CTR_WORKERS=1\n" in done.stdout
+
+
 @pytest.mark.parametrize("verb", ["serve", "settings", "doctor"])
 def test_a_value_that_is_no_good_is_named(verb: str, tmp_path: Path) -> None:
     """By flag and variable, with what is wrong; a failing status, no trace of the program."""
