@@ -148,7 +148,9 @@ async def get_metrics() -> Response:
 
 
 async def _ranking(parts: Parts, asked: ScoreRequest) -> Ranking:
-    seconds = None if asked.timeout_ms is None else asked.timeout_ms / 1e3
+    # No longer than anyone may wait: a whole number of JSON may be beyond every float.
+    limit_ms = parts.settings.score_timeout_ms
+    seconds = None if asked.timeout_ms is None else min(asked.timeout_ms, limit_ms) / 1e3
     wishes = Wishes(asked.top_k, asked.min_history_version, seconds, asked.strict)
     try:
         return await parts.scoring.rank(

@@ -41,8 +41,8 @@ class Tracer(Protocol):
         """Send what is left."""
 
 
-class BodyTooLargeError(Exception):
-    """A body without a declared length turned out longer than the limit."""
+class BrokenOffError(Exception):
+    """A body turned out longer than the limit, or its caller went away: nothing of it is taken."""
 
 
 class Edge:
@@ -89,21 +89,22 @@ class Edge:
             CURRENT.reset(token)
 
     async def _serve(self, scope: Scope, receive: Receive, answer: _Answer, length: bytes) -> None:
-        too_large = False
+        too_large = gone = False
         received = 0
 
         async def limited() -> Message:
-            nonlocal received, too_large
+            nonlocal received, too_large, gone
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self._max_body_bytes:
-                too_large = True
-                raise BodyTooLargeError
+            gone = message["type"] == "http.disconnect"
+            too_large = received > self._max_body_bytes
+            if gone or too_large:
+                raise BrokenOffError
             return message
 
         async def watched(message: Message) -> None:
-            # Whatever the inside makes of the broken-off body, the answer is 413.
-            if not too_large:
+            # Whatever the inside makes of the broken-off body, the answer is 413, or none.
+            if not (too_large or gone):
                 await answer.send(message)
 
         try:
@@ -111,7 +112,7 @@ class Edge:
                 too_large = True
             else:
                 await self._app(scope, limited, watched)
-        except BodyTooLargeError:
+        except BrokenOffError:
             pass
         except Exception:  # noqa: BLE001  the last resort
             _log.exception("request %s failed", answer.request.request_id)

@@ -26,6 +26,7 @@ _NEW_VIDEO_WEIGHT: Final = 4.0
 _FIRST_GUESS: Final = 5e-6
 """Seconds per candidate, until the first ones were measured."""
 _SMOOTHING: Final = 0.1
+_LATE: Final = "the deadline passed before the work was begun"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,8 @@ class HeadQueue:
         asked = time.perf_counter()
         waiting = _Waiting(job, deadline, asyncio.get_running_loop().create_future())
         if waiting.weight * self._seconds_per_row <= self._batching.inline_seconds:
+            if deadline <= time.monotonic():
+                raise DeadlineError(_LATE)
             scored = self._measured(waiting)
         else:
             self._waiting.append(waiting)
@@ -177,7 +180,7 @@ def _run(jobs: Sequence[tuple[Job, float]], merge: bool) -> tuple[list[Scored | 
     """Score jobs in this thread; also how long that kept it busy."""
     # Not by the clock: a thread would wait for a core no less than the loop does.
     begin, now = time.thread_time(), time.monotonic()
-    late = DeadlineError("the deadline passed in the queue")
+    late = DeadlineError(_LATE)
     alive = [job for job, deadline in jobs if deadline > now]
     # A single one is merged, too: a device sees the sizes of merged runs only.
     scored = iter(score_merged(alive) if merge else map(score_alone, alive))

@@ -37,9 +37,9 @@ class JoinedTransport:
             self._call_soon(self.flush)
 
     def flush(self) -> None:
-        """Send what is kept."""
+        """Send what is kept; where the other end is gone there is nobody to send it to."""
         held, self._held = self._held, b""
-        if held:
+        if held and not self._transport.is_closing():
             self._transport.write(held)
 
     def close(self) -> None:

@@ -63,9 +63,13 @@ class LastProfiles:
         self._moved.update(filter(self._profiles.__contains__, map(mark, user_ids)))
 
     def keep(self, user_id: str, profile: Profile) -> None:
-        """Remember a profile; not one from before the user's deletion."""
+        """Remember a profile; not one from before the user's deletion, nor an older one again."""
         key = mark(user_id)
-        if profile.position.version < self._forgotten.get(key, 0):
+        version = profile.position.version
+        if version < self._forgotten.get(key, 0):
+            return
+        held = self._profiles.get(key)
+        if held is not None and held.position.version > version and _same_model(held, profile):
             return
         self._profiles[key] = profile
         self._profiles.move_to_end(key)
@@ -88,3 +92,8 @@ class LastProfiles:
         if profile is not None and profile.position.version < before:
             del self._profiles[user]
             self._moved.discard(user)
+
+
+def _same_model(one: Profile, other: Profile) -> bool:
+    models = [each.origin.model_version if each.origin else None for each in (one, other)]
+    return models[0] == models[1]

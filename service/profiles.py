@@ -29,7 +29,7 @@ from service.changes import Changes, fingerprint
 from service.last_profiles import LastProfiles, Profile
 from service.packed_profile import Origin, pack_profile, read_array, read_origin
 from service.profile_run import run_profiles
-from service.rows import RowCache, resolve
+from service.rows import RowCache, RowCaches, resolve
 from service.state import (
     History,
     Meta,
@@ -53,6 +53,7 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class _Read:
     videos: list[Video | None]
+    unregistered: frozenset[str]
 
 
 class Profiles:
@@ -80,10 +81,8 @@ class Profiles:
         self._state = state
         self._changes = changes
         self._executor = executor
-        self._row_cache_bytes = row_cache_bytes
         self._inline = inline
-        self._cache: RowCache | None = None
-        self._next: RowCache | None = None
+        self._caches = RowCaches(row_cache_bytes)
         self._empty: tuple[OpenVersion, FloatArray] | None = None
         self._flights: dict[tuple[str, str, int], asyncio.Task[Profile]] = {}
         self._computing: dict[tuple[str, str], asyncio.Future[Profile | None]] = {}
@@ -91,26 +90,21 @@ class Profiles:
         self.last = LastProfiles(last_profiles)
         """What this process saw last."""
         self._lease = uuid4().hex
-        changes.on_videos(self._drop_rows)
-        changes.on_appeared(self._drop_held_rows)
+        changes.on_videos(self._caches.drop)
+        changes.on_appeared(self._caches.drop_held)
         changes.on_user(self.last.forget)
 
     def rows(self, opened: OpenVersion) -> RowCache:
-        """Return the row cache of a version; the one of the version before is let go."""
-        if self._cache is None or self._cache.opened is not opened:
-            self._cache = self.prepare(opened)
-            self._next = None
-        return self._cache
+        """Return the row cache of a version."""
+        return self._caches.of(opened)
 
     def prepare(self, opened: OpenVersion) -> RowCache:
         """Return the row cache of a version that is to answer soon."""
-        if self._next is None or self._next.opened is not opened:
-            self._next = RowCache(opened, self._row_cache_bytes)
-        return self._next
+        return self._caches.prepare(opened)
 
     def recent_videos(self, limit: int) -> list[str]:
         """Return the videos used last with the version that answers, newest first."""
-        return [] if self._cache is None else self._cache.recent(limit)
+        return self._caches.recent(limit)
 
     async def view(self, opened: OpenVersion, user_id: str, video_ids: Sequence[str]) -> View:
         """Read a user and videos in one round trip, with all that :meth:`profile` asks of it.
@@ -339,9 +333,10 @@ class Profiles:
             else:
                 arrays, rows = await loop.run_in_executor(self._executor, work)
         cache.put(dict(zip(resolved.fresh, rows, strict=True)), generation=resolved.generation)
-        missing = [
-            sorted({c.video_id for c in h.clicks if slots[c.video_id] == -1}) for h in histories
-        ]
+        # One that is there and does not fit the model is skipped, too. It is not waited for: it
+        # changes when it is registered anew, and the change log says so.
+        unregistered = resolved.read.unregistered
+        missing = [sorted({c.video_id for c in h.clicks} & unregistered) for h in histories]
         return arrays, missing
 
     async def _store(self, profiles: Sequence[NewProfile]) -> list[NewProfile]:
@@ -356,17 +351,9 @@ class Profiles:
         return [new for new, kept in zip(profiles, stored, strict=True) if kept]
 
     async def _videos(self, video_ids: Sequence[str]) -> _Read:
-        return _Read(await self._state.videos(video_ids))
-
-    def _drop_held_rows(self, video_ids: Sequence[str]) -> None:
-        for cache in (self._cache, self._next):
-            if cache is not None:
-                cache.drop_held(video_ids)
-
-    def _drop_rows(self, video_ids: Sequence[str] | None) -> None:
-        for cache in (self._cache, self._next):
-            if cache is not None:
-                cache.drop(video_ids)
+        videos = await self._state.videos(video_ids)
+        pairs = zip(video_ids, videos, strict=True)
+        return _Read(videos, frozenset(video_id for video_id, video in pairs if video is None))
 
 
 def _origin(opened: OpenVersion, history: History, missing: Sequence[str], lag_ms: int) -> Origin:

@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count, repeat
 from typing import Final, Generic, Protocol, TypeVar
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import numpy.typing as npt
 
-from model_store import FloatArray, Layout, OpenVersion
+from model_store import FloatArray, Layout, Model, OpenVersion
 from service import metrics
 from service.state import Video
 
@@ -171,6 +172,61 @@ class RowCache:
             if owner is not None:
                 del self._slots[owner]
                 self._release(slot)
+
+
+class RowCaches:
+    """Row caches by version: of the present one, and of one that is to answer soon.
+
+    Args:
+        capacity_bytes: of each.
+    """
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self._capacity_bytes = capacity_bytes
+        self._present: RowCache | None = None
+        self._next: RowCache | None = None
+        self._former: WeakKeyDictionary[Model, ref[RowCache]] = WeakKeyDictionary()
+
+    def of(self, opened: OpenVersion) -> RowCache:
+        """Return the cache of a version, and let the one of the version before go.
+
+        What began with that version may still ask for it. It gets the same one as long as anyone
+        uses it, and then one for itself: the present version's stays.
+        """
+        present = self._present
+        if present is not None and present.opened is opened:
+            return present
+        if opened.model in self._former:
+            former = self._former[opened.model]()
+            return RowCache(opened, self._capacity_bytes) if former is None else former
+        if present is not None:
+            self._former[present.opened.model] = ref(present)
+        self._present = self.prepare(opened)
+        self._next = None
+        return self._present
+
+    def prepare(self, opened: OpenVersion) -> RowCache:
+        """Return the cache of a version that is to answer soon."""
+        if self._next is None or self._next.opened is not opened:
+            self._next = RowCache(opened, self._capacity_bytes)
+        return self._next
+
+    def recent(self, limit: int) -> list[str]:
+        """Return the videos used last with the version that answers, newest first."""
+        return [] if self._present is None else self._present.recent(limit)
+
+    def drop(self, video_ids: Sequence[str] | None) -> None:
+        """Forget rows of both; ``None`` forgets all."""
+        for cache in self._held():
+            cache.drop(video_ids)
+
+    def drop_held(self, video_ids: Sequence[str]) -> None:
+        """Forget those rows that are here, of both."""
+        for cache in self._held():
+            cache.drop_held(video_ids)
+
+    def _held(self) -> list[RowCache]:
+        return [cache for cache in (self._present, self._next) if cache is not None]
 
 
 @dataclass(frozen=True, slots=True)

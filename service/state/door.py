@@ -122,9 +122,16 @@ class Circuit:
         return True
 
     def leave(self, *, probe: bool) -> None:
-        """Say that a call ended without an outcome."""
-        if probe:
-            self._probing = False
+        """Say that a call ended, with an outcome or without one.
+
+        A probe without one was given up before Redis answered, by a caller with little time:
+        were the next caller to try at once, all of them would wait in vain, one after another.
+        """
+        if not probe:
+            return
+        self._probing = False
+        if self.is_open and self._closed_at <= time.monotonic():
+            self._close(self._first_seconds)
 
     def succeed(self) -> None:
         """Say that Redis answered."""
@@ -136,9 +143,12 @@ class Circuit:
         self._failures += 1
         if not self.is_open or (self._failures > self._limit and not probe):
             return
-        # Jitter, so that the processes do not all come back at once.
-        self._closed_at = time.monotonic() + self._seconds * random.uniform(0.75, 1.25)
+        self._close(self._seconds)
         self._seconds = min(2 * self._seconds, _OPEN_SECONDS_MOST)
+
+    def _close(self, seconds: float) -> None:
+        # Jitter, so that the processes do not all come back at once.
+        self._closed_at = time.monotonic() + seconds * random.uniform(0.75, 1.25)
 
 
 class Door:

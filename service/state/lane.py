@@ -11,7 +11,7 @@ import asyncio
 import socket
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 from urllib.parse import urlsplit
 
 import hiredis
@@ -132,12 +132,20 @@ class Lane:
         return greetings
 
 
+class _Waiting(NamedTuple):
+    """Who waits for how many answers, and what gives the connection up where they do not come."""
+
+    future: asyncio.Future[list[Any]]
+    wanted: int
+    timer: asyncio.TimerHandle
+
+
 class _Protocol(asyncio.Protocol):
     """Deals answers out to those who wait, in the order in which they asked."""
 
     def __init__(self) -> None:
         self._reader = hiredis.Reader(replyError=_error)
-        self._waiting: deque[tuple[asyncio.Future[list[Any]], int]] = deque()
+        self._waiting: deque[_Waiting] = deque()
         self._answers: list[Any] = []
         self._transport: asyncio.Transport | None = None
         self.closed = False
@@ -153,9 +161,10 @@ class _Protocol(asyncio.Protocol):
                 if answer is False:
                     return
                 self._answers.append(answer)
-                future, wanted = self._waiting[0]
+                future, wanted, timer = self._waiting[0]
                 if len(self._answers) == wanted:
                     self._waiting.popleft()
+                    timer.cancel()
                     answers, self._answers = self._answers, []
                     # Whoever hung up has no use for it.
                     if not future.done():
@@ -172,7 +181,8 @@ class _Protocol(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
         while self._waiting:
-            future, _ = self._waiting.popleft()
+            future, _, timer = self._waiting.popleft()
+            timer.cancel()
             if not future.done():
                 future.set_exception(ConnectionError(reason))
 
@@ -183,18 +193,16 @@ class _Protocol(asyncio.Protocol):
         future: asyncio.Future[list[Any]] = loop.create_future()
         # Packed before anyone waits: what cannot be packed must not leave a waiter behind.
         packed = b"".join(hiredis.pack_command(_plain(call)) for call in calls)
-        self._waiting.append((future, len(calls)))
-        self._transport.write(packed)
+        # It runs on when the caller hangs up: of a connection that hangs nobody else would know.
         timer = loop.call_later(timeout_seconds, self._expire, future)
-        try:
-            return await future
-        finally:
-            timer.cancel()
+        self._waiting.append(_Waiting(future, len(calls), timer))
+        self._transport.write(packed)
+        return await future
 
     def _expire(self, future: asyncio.Future[list[Any]]) -> None:
         if not future.done():
             future.set_exception(TimeoutError("no answer in time"))
-            self.abort("an earlier answer did not come in time")
+        self.abort("an earlier answer did not come in time")
 
 
 def _error(text: str) -> Exception:

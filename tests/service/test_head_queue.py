@@ -141,11 +141,7 @@ async def test_concurrent_jobs_get_their_own_answers(
     """Among neighbours that are cancelled, late or broken."""
     queue = HeadQueue(executor, batching)
     given_jobs = [job(world, i % 6, 37 * (i % 9), seed=i) for i in range(60)]
-    late = (
-        asyncio.create_task(queue.score(given_jobs[5], 0.0))
-        if not batching.inline_seconds
-        else None
-    )
+    late = asyncio.create_task(queue.score(given_jobs[5], 0.0))
     failing = asyncio.create_task(queue.score(broken(world), FOREVER))
     tasks = [asyncio.create_task(queue.score(one, FOREVER)) for one in given_jobs]
     await asyncio.sleep(0)
@@ -160,9 +156,8 @@ async def test_concurrent_jobs_get_their_own_answers(
         np.testing.assert_array_equal(outcome.probabilities, score(one).probabilities)
     with pytest.raises(Exception, match="user_profile"):
         await failing
-    if late is not None:
-        with pytest.raises(DeadlineError):
-            await late
+    with pytest.raises(DeadlineError):
+        await late
 
 
 async def test_what_waits_while_a_thread_is_busy_goes_together(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 
 import httpx
 import msgpack
+import pytest
+import uvloop
 
 from service.http_protocol import JoinedTransport
 
@@ -43,6 +46,33 @@ async def test_head_and_body_go_together_and_the_rest_by_the_next_turn() -> None
     assert await sink.pieces.get() == b"last"
     assert await sink.pieces.get() == b""
     assert joined.is_closing()
+
+
+@pytest.mark.parametrize("loops", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_what_was_kept_for_a_caller_who_is_gone_is_dropped(
+    loops: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """Without an error that nobody could do anything about."""
+    faults: list[object] = []
+
+    async def hang_up() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: faults.append(context))
+        near, far = socket.socketpair()
+        _, sink = await loop.create_unix_connection(Sink, sock=far)
+        plain, gone = await loop.create_unix_connection(Sink, sock=near)
+        joined = JoinedTransport(plain)
+        plain.abort()
+        assert await gone.pieces.get() == b""
+        joined.write(b"head")
+        assert await sink.pieces.get() == b""
+        joined.write(b"head")
+        joined.close()
+
+    with asyncio.Runner(loop_factory=loops) as runner:
+        runner.run(hang_up())
+
+    assert faults == []
 
 
 def test_answers_of_a_connection_keep_their_order(client: httpx.Client) -> None:

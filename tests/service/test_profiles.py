@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
@@ -137,6 +138,52 @@ async def test_a_slow_computation_overwrites_no_newer_one(redis_url: str, user: 
     assert kept.model_version == "new"
 
 
+async def test_a_request_of_the_version_before_leaves_the_rows_of_the_present_one(
+    processes: list[Process], store: ModelStore, user: str
+) -> None:
+    """It began before the swap and computes a profile after it; what was warmed stays warm."""
+    [process, _] = processes
+    old, new = store.open(), store.open()
+    await process.state.register([(f"{user}-v", film(1))])
+    await process.state.append([NewClick(user, Click(START, f"{user}-v"))])
+    before = process.profiles.rows(old)
+    await process.profile(old, user)
+    process.profiles.prepare(new).put({"warm": np.zeros(4, np.float32)}, generation=0)
+    present = process.profiles.rows(new)
+    await process.state.append([NewClick(user, Click(START + 1, f"{user}-v"))])
+    late = await process.profile(old, user)
+
+    assert process.profiles.rows(old) is before
+    assert process.profiles.rows(new) is present
+    assert present.look_up(["warm"])[0] >= 0
+    assert late.position.length == 2
+    del before
+    gc.collect()
+    # Nobody holds it any more: what still comes gets one for itself alone.
+    assert len(process.profiles.rows(old)) == 0
+    assert process.profiles.rows(new) is present
+
+
+async def test_a_video_that_does_not_fit_the_model_costs_one_profile(
+    processes: list[Process], opened: OpenVersion, user: str
+) -> None:
+    """It is skipped; the profile holds until the video is registered as the model wants it."""
+    [process, _] = processes
+    await process.state.register([(f"{user}-v", Video(1, np.ones(7, np.float32)))])
+    await process.state.append([NewClick(user, Click(START, f"{user}-v"))])
+    first = [await process.profile(opened, user) for _ in range(2)]
+    await asyncio.sleep(1.2)
+    await process.changes.poll()
+    held = [await process.profile(opened, user) for _ in range(2)]
+    await process.state.register([(f"{user}-v", film(3))])
+    await process.changes.poll()
+    fits = await process.profile(opened, user)
+
+    assert held[0] is held[1]
+    assert (first[0].array[0, :3] == 0).all()
+    assert (fits.array[0, :3] > 0).all()
+
+
 async def test_what_is_computed_in_vain_is_counted_and_not_returned(
     processes: list[Process], opened: OpenVersion, user: str
 ) -> None:
@@ -159,13 +206,30 @@ async def test_what_is_computed_in_vain_is_counted_and_not_returned(
     assert (await other.state.view(user, [])).profile is None
 
 
+def remembered(version: int, model: str = "m") -> Profile:
+    origin = Origin(model, version, 0, np.zeros(0, np.uint32))
+    return Profile(np.zeros((1, 1), np.float32), Position(version, 1), origin)
+
+
+def test_what_is_remembered_never_goes_back() -> None:
+    """A request that took longer does not put an older history over a newer one.
+
+    A profile of another model is another matter: the one that was asked for last is kept.
+    """
+    last = LastProfiles(2)
+    older, newer, other = remembered(7), remembered(8), remembered(7, "n")
+    found = []
+    for profile in (older, newer, older, other):
+        last.keep("u", profile)
+        found.append(last._profiles[mark("u")])
+
+    assert found == [older, newer, newer, other]
+
+
 def test_a_deleted_user_is_not_remembered_again() -> None:
     """A profile that was being computed when the user was deleted is not kept."""
     last = LastProfiles(2)
-
-    def profile(version: int) -> Profile:
-        origin = Origin("m", version, 0, np.zeros(0, np.uint32))
-        return Profile(np.zeros((1, 1), np.float32), Position(version, 1), origin)
+    profile = remembered
 
     last.keep("u", profile(7))
     last.forget(mark("u"), before=9)

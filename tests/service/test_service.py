@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import socket
 import subprocess
 import sys
 import time
@@ -248,6 +250,38 @@ def test_every_error_is_a_problem(
     assert {"type", "title", "status", "detail", "request_id"} <= problem.keys()
     assert problem["status"] == status
     assert problem["request_id"] == "mine-7"
+
+
+def test_no_number_is_too_large(client: httpx.Client) -> None:
+    """Whole numbers have no end in JSON: a wish beyond every limit is one without a limit."""
+    body = b'{"user_id":"u","candidates":[{"video_id":"v"}],"%s":1' + b"0" * 400 + b"}"
+
+    assert client.post("/score", content=body % b"timeout_ms").status_code == 200
+    assert client.post("/score", content=body % b"top_k").status_code == 200
+    assert client.post("/score", content=body % b"min_history_version").status_code == 409
+
+
+@pytest.mark.parametrize("line", [b"POST /events", b"POST /score", b"PUT /videos"])
+def test_a_body_that_is_cut_short_is_nobodys_fault(
+    tmp_path: Path, store: ModelStore, line: bytes
+) -> None:
+    """Nothing of it is taken, and it counts as a caller who went away, not as an error."""
+    event = {"user_id": "cut", "video_id": "v", "timestamp": NOW}
+    body = json.dumps(event).encode() + b"\n"
+    head = line + b" HTTP/1.1\r\nHost: x\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n"
+    kind = b"application/x-ndjson" if b"events" in line else b"application/json"
+    with serving(store, tmp_path) as running:
+        address = ("127.0.0.1", running.base_url.port or 0)
+        with socket.create_connection(address, timeout=10) as connection:
+            connection.sendall(head % (kind, 2 * len(body)) + body)
+        counted = f'ctr_requests_total{{route="{line.split()[1].decode()}",status='
+        wait_for(lambda: counted in running.get("/metrics").text)
+        found = [x for x in running.get("/metrics").text.splitlines() if x.startswith(counted)]
+        history = running.get("/users/cut").json()["history"]
+
+    assert found == [f'{counted}"None"}} 1.0']
+    assert history["length"] == 0
+    assert "Traceback" not in (tmp_path / "service.log").read_text()
 
 
 def test_a_body_without_a_length_is_limited_too(client: httpx.Client) -> None:

@@ -43,8 +43,11 @@ async def test_one_probe_decides() -> None:
     assert circuit.is_open
     await asyncio.sleep(0.06)
     assert circuit.enter()
-    # A probe that was cancelled leaves the place to another.
+    # A probe that was cancelled had no answer either: the place is another's after a wait.
     circuit.leave(probe=True)
+    with pytest.raises(StateDownError):
+        circuit.enter()
+    await asyncio.sleep(0.03)
     assert circuit.enter()
     circuit.succeed()
     circuit.leave(probe=True)

@@ -105,6 +105,34 @@ async def test_an_answer_that_comes_too_late_is_dealt_to_nobody(tmp_path: Path) 
         await asyncio.sleep(0.05)
 
 
+async def test_a_connection_that_hangs_is_given_up_though_all_hung_up(tmp_path: Path) -> None:
+    """Callers in more of a hurry than the lane would otherwise wait on it one after the other."""
+    connections = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        mine = connections
+        with suppress(OSError):
+            while await reader.read(1 << 16):
+                if mine > 1:
+                    writer.write(b"$4\r\nwell\r\n")
+        writer.close()
+
+    async with await served(serve, tmp_path / "s"):
+        lane = Lane(f"unix://{tmp_path / 's'}", timeout_seconds=0.2)
+        answer = None
+        async with asyncio.timeout(5):
+            while answer is None:
+                with suppress(TimeoutError, exceptions.ConnectionError):
+                    answer = await asyncio.wait_for(lane.send([("GET", "a")]), 0.05)
+        lane.close()
+        await asyncio.sleep(0.05)
+
+    assert answer == [b"well"]
+    assert connections == 2
+
+
 async def test_all_who_wait_for_a_connection_fail_at_once(tmp_path: Path) -> None:
     """A server that takes connections and says nothing is asked once, not once for each."""
     connections = 0
