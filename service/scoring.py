@@ -19,17 +19,11 @@ from service.head import Job, Scored
 from service.head_queue import HeadQueue
 from service.last_profiles import Profile
 from service.live_model import LiveModel
+from service.luck import Luck
 from service.profiles import Profiles
 from service.request_context import timed
 from service.rows import Resolved, RowCache, SlotArray, count_hits, resolve
 from service.state import Position, StateDownError, Video
-
-_WORTH_IT: Final = 0.7
-_LEARNING: Final = 0.02
-_TRY_AGAIN: Final = 50
-_GUESSES: Final = {
-    right: metrics.GUESSES.labels("right" if right else "wrong") for right in (True, False)
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +149,7 @@ class Scoring:
         self._head = head
         self._admission = admission
         self._timeout_seconds = timeout_seconds
-        self._luck = _Luck()
+        self._luck = Luck()
 
     async def rank(
         self, user_id: str, candidates: Candidates, wishes: Wishes = _NO_WISHES
@@ -256,6 +250,9 @@ class Scoring:
         try:
             # The question is on its way before the head runs: it is sent in the loop's next turn.
             await asyncio.sleep(0)
+            # With the circuit open nobody is asked, and the run would be for nothing.
+            if reading.done():
+                reading.result()
             with metrics.stage("model"):
                 job = Job(opened, guess.array, cache.table, slots, ())
                 scored = await self._head.score(job, deadline)
@@ -341,26 +338,6 @@ class _Work:
     profile: Profile
     slots: SlotArray
     scored: Scored
-
-
-class _Luck:
-    """Whether guesses are right often enough to be worth the work of wrong ones."""
-
-    def __init__(self) -> None:
-        self._share = 1.0
-        self._skipped = 0
-
-    def worth_trying(self) -> bool:
-        """Say whether to guess; now and then also when it has not been worth it."""
-        if self._share >= _WORTH_IT:
-            return True
-        self._skipped = (self._skipped + 1) % _TRY_AGAIN
-        return self._skipped == 0
-
-    def note(self, *, right: bool) -> None:
-        """Learn whether a guess was right."""
-        _GUESSES[right].inc()
-        self._share += _LEARNING * (right - self._share)
 
 
 @dataclass(frozen=True, slots=True)
