@@ -20,6 +20,7 @@ _REASONS: Final = {
     "too_old": "older than the oldest of the 160 clicks that are kept",
     "deleted": "the user was deleted after this click",
 }
+_CHANGES: Final = ("accepted", "late")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,9 @@ class Events:
         verdicts = [c if isinstance(c, Verdict) else _verdict(*next(answers)) for c in checked]
         _count(verdicts)
         self._last.moved(appended.users)
-        self._background.refresh(appended.users)
+        # Of a history that a delivery left as it was the profile is as good as before.
+        told = zip(clicks, appended.verdicts, strict=True)
+        self._background.refresh({c.user_id: None for c, verdict in told if verdict in _CHANGES})
         return verdicts, appended.users
 
 

@@ -1,4 +1,4 @@
-"""Is it worth computing with the profile in memory before Redis says whether it is still true?"""
+"""Whether it pays to score with the profile in memory while Redis is asked."""
 
 from __future__ import annotations
 

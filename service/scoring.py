@@ -250,6 +250,9 @@ class Scoring:
         try:
             # The question is on its way before the head runs: it is sent in the loop's next turn.
             await asyncio.sleep(0)
+            # With the circuit open nobody is asked, and the run would be for nothing.
+            if reading.done():
+                reading.result()
             with metrics.stage("model"):
                 job = Job(opened, guess.array, cache.table, slots, ())
                 scored = await self._head.score(job, deadline)

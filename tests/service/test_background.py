@@ -10,8 +10,9 @@ import pytest
 
 from service import metrics
 from service.background import Background
-from service.last_profiles import Profile
-from service.state import Position, StateDownError
+from service.events import Events
+from service.last_profiles import LastProfiles, Profile
+from service.state import Position, State, StateDownError
 
 
 class Recorder:
@@ -59,6 +60,31 @@ async def test_many_users_are_one_run() -> None:
     assert sorted(user for run in recorder.runs for user in run) == sorted(
         f"u{i}" for i in range(70)
     )
+
+
+async def test_only_a_history_that_moved_is_computed(redis_url: str) -> None:
+    """Deliveries that are repeated, by the thousand perhaps, do not push others out."""
+    state = State(redis_url)
+    waiting = background(Recorder())
+    events = Events(state, LastProfiles(9), waiting, future_tolerance_seconds=60)
+    moment = 1_700_000_000_000
+
+    async def click(user: str, at: int) -> list[str]:
+        event = {"user_id": user, "video_id": "v", "timestamp": moment + at}
+        verdicts, _ = await events.record([event, event])
+        return [verdict.status for verdict in verdicts]
+
+    first = await click("moving", 1)
+    assert list(waiting._waiting) == ["moving"]
+    waiting._take()
+    again = await click("moving", 1)
+    assert not waiting._waiting
+    late = await click("moving", 0)
+    await state.close()
+
+    assert (first, again) == (["accepted", "duplicate"], ["duplicate", "duplicate"])
+    assert late == ["late", "duplicate"]
+    assert list(waiting._waiting) == ["moving"]
 
 
 async def test_a_full_queue_drops_and_counts() -> None:

@@ -294,4 +294,4 @@ def test_the_doctor_knows_what_the_project_needs() -> None:
             least[match["name"]] = match["least"]
 
     assert least == NEEDED
-    assert 'onnxruntime-gpu>=1.24' in " ".join(lines)
+    assert "onnxruntime-gpu>=1.24" in " ".join(lines)

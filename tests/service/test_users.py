@@ -305,6 +305,11 @@ def test_a_burst_computes_a_profile_once(client: httpx.Client) -> None:
     assert runs == [1, 1, 1]
 
 
+def runs(client: httpx.Client) -> float:
+    lines = client.get("/metrics").text.splitlines()
+    return sum(float(x.split()[-1]) for x in lines if x.startswith("ctr_jobs_per_run_count"))
+
+
 def test_without_redis_scores_are_degraded_and_heal(tmp_path: Path, store: ModelStore) -> None:
     """Last profile, then no history; strict and events 503; all well again without a restart."""
     path = tmp_path / "r.sock"
@@ -316,7 +321,8 @@ def test_without_redis_scores_are_degraded_and_heal(tmp_path: Path, store: Model
 
     redis = start()
     wait_for(path.exists)
-    flags = ("--redis-url", f"unix://{path}")
+    # The change log, which would drop the row of a new video once more, is read at the start alone.
+    flags = ("--redis-url", f"unix://{path}", "--change-poll-seconds", "3600")
     try:
         with serving(store, tmp_path, *flags) as client:
             put(client, [{"video_id": "kept", "category": 1, "features": [1, 2, 3]}])
@@ -343,8 +349,13 @@ def test_without_redis_scores_are_degraded_and_heal(tmp_path: Path, store: Model
             assert down.status_code == 503
             assert down.headers["retry-after"] == "1"
             assert client.get("/health/ready").json()["redis"] == "down"
+            before_runs = runs(client)
+            for _ in range(20):
+                score(client, "known", candidates[:1])
+            # Open, the circuit says so at once: nothing is scored twice, but by a probe.
+            assert 20 <= runs(client) - before_runs < 30
             levels = client.get("/metrics").text
-            assert 'ctr_degraded_total{level="last_profile"} 2.0' in levels
+            assert 'ctr_degraded_total{level="last_profile"} 22.0' in levels
             assert "ctr_redis_circuit_open 1.0" in levels
 
             path.unlink()
