@@ -91,6 +91,7 @@ def evaluate_verb(options: argparse.Namespace) -> None:
     """Score a test file and write evaluation.json and evaluation_logits.npy to the run."""
     import numpy as np  # noqa: PLC0415
 
+    from training.attention import attention_deviation, collapsed  # noqa: PLC0415
     from training.calibrate import load_calibration  # noqa: PLC0415
     from training.evaluate import measure, measure_lists, score, test_examples  # noqa: PLC0415
     from training.fit import load_run  # noqa: PLC0415
@@ -108,11 +109,15 @@ def evaluate_verb(options: argparse.Namespace) -> None:
     uncalibrated = measure(log.test, raw)
     for name in ("log_loss", "ece", "predicted_over_observed"):
         measured[f"uncalibrated_{name}"] = uncalibrated[name]
+    attention = attention_deviation(network, config, log, log.test)
+    measured |= {f"attention_from_uniform_{name}": value for name, value in attention.items()}
     np.save(options.run / "evaluation_logits.npy", logits)
     (options.run / "evaluation.json").write_text(json.dumps({**measured, **lists}, indent=2) + "\n")
     for name, value in measured.items():
         whole = name in {"users", "impressions"}
         print(f"{name:36s} {value:,.0f}" if whole else f"{name:36s} {value:.4f}")
+    if dead := collapsed(attention):
+        print(f"collapsed, a plain mean: {', '.join(dead)} attention")
     print(_list_table(lists, title="top K, standard", prefix=""))
     print(_list_table(lists, title="top K, reference", prefix="reference_"))
 

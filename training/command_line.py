@@ -121,8 +121,9 @@ def _add_training(verbs: _Verbs) -> None:
         verbs,
         "evaluate",
         what="score a test file with a trained run",
-        teaches="Prints AUC per user, gAUC, log loss, calibration and top-K lists, and writes\n"
-        "evaluation.json and evaluation_logits.npy (rows as in the file) into the run.",
+        teaches="Prints AUC per user, gAUC, log loss, calibration, how far THACIL's attention is from\n"
+        "uniform, and top-K lists, and writes evaluation.json and evaluation_logits.npy (rows as in\n"
+        "the file) into the run.",
         example="  python -m training evaluate --data LOG --run RUN --test-file later.csv",
     )
     _add_run(evaluate)

@@ -8,6 +8,7 @@ with more models or seeds does only what is new.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from pydantic import JsonValue
 
 from model_store import FloatArray, IntArray
+from training.attention import attention_deviation
 from training.calibrate import calibrate
 from training.config import MODELS, PRESETS, RunConfig, load_config
 from training.errors import ConfigError, DataError
@@ -59,6 +61,7 @@ class SeedResult:
         validation: gAUC after each epoch.
         metrics: of the test file, calibrated.
         uncalibrated: the same of the network's own logits.
+        attention: deviation from uniform by attention; empty where the model is not THACIL.
         user_auc: [users], of test users with both classes, ascending by id.
     """
 
@@ -67,6 +70,7 @@ class SeedResult:
     validation: tuple[float, ...]
     metrics: Mapping[str, float]
     uncalibrated: Mapping[str, float]
+    attention: Mapping[str, float]
     user_auc: Doubles
 
 
@@ -303,7 +307,7 @@ def _run(
         run = out / "runs" / one.label / f"seed-{seed}"
         progress = fit(config, log, run)
         line = calibrate(run, log)
-        logits, parameters = _scored(run, log, test)
+        logits, attention, parameters = _scored(run, log, test)
         raw.append(logits)
         calibrated.append(line.apply(logits))
         done.append(
@@ -313,6 +317,7 @@ def _run(
                 validation=tuple(entry["validation_gauc"] for entry in progress.history),
                 metrics=measure(test, calibrated[-1]),
                 uncalibrated=measure(test, logits),
+                attention=attention,
                 user_auc=user_auc(test.user_ids, test.labels, calibrated[-1]).auc,
             )
         )
@@ -338,8 +343,10 @@ def _run(
     )
 
 
-def _scored(run: Path, log: ClickLog, test: Impressions) -> tuple[FloatArray, int]:
-    """Score the test file, or read what was scored with these weights before."""
+def _scored(
+    run: Path, log: ClickLog, test: Impressions
+) -> tuple[FloatArray, dict[str, float], int]:
+    """Score the test file and measure attention, or read what these weights gave before."""
     config, network = load_run(run)
     digest = hashlib.sha256((run / "best.pt").read_bytes())
     features = np.zeros(0) if log.test_features is None else log.test_features
@@ -347,13 +354,18 @@ def _scored(run: Path, log: ClickLog, test: Impressions) -> tuple[FloatArray, in
         for begin in range(0, len(column), _ROWS_PER_CHUNK):
             digest.update(column[begin : begin + _ROWS_PER_CHUNK].tobytes())
     stamp, saved = run / "test_logits.sha256", run / "test_logits.npy"
-    if not (stamp.exists() and saved.exists() and stamp.read_text() == digest.hexdigest()):
+    seen = run / "test_attention.json"
+    fresh = stamp.exists() and saved.exists() and stamp.read_text() == digest.hexdigest()
+    if not (fresh and seen.exists()):
         network.to(scoring_device(config.execution.device))
-        np.save(saved, score(network, test_examples(config, log, test)))
         # Written last: what has a stamp is whole.
+        stamp.unlink(missing_ok=True)
+        if not fresh:
+            np.save(saved, score(network, test_examples(config, log, test)))
+        seen.write_text(json.dumps(attention_deviation(network, config, log, test)))
         stamp.write_text(digest.hexdigest())
     logits: FloatArray = np.load(saved)
-    return logits, count_parameters(network)
+    return logits, json.loads(seen.read_text()), count_parameters(network)
 
 
 def _mean_lists(each: Sequence[TopK]) -> TopK:

@@ -14,6 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from training.attention_report import (
+    HOW_TO_READ,
+    Measured,
+    attention_parts,
+    attention_rows,
+    attention_verdict,
+)
 from training.compare import CONVENTIONS, Comparison, Difference, by_history, departures
 from training.figures import (
     by_history_svg,
@@ -130,7 +137,11 @@ def comparison_json(
 def comparison_text(found: Comparison, oracle: Mapping[str, float]) -> str:
     """The tables and what follows from them, for a terminal."""
     ranking = _aligned([_TABLE, *_rows(found, oracle)])
-    return "\n".join([*ranking, "", *_aligned(_probability_rows(found)), "", verdict(found)])
+    parts = [ranking, _aligned(_probability_rows(found)), [verdict(found)]]
+    if measured := _attention(found):
+        said = f"{attention_verdict(measured)} {HOW_TO_READ}"
+        parts.insert(2, [*_aligned(attention_rows(measured)), said])
+    return "\n\n".join("\n".join(part) for part in parts)
 
 
 def titled(label: str) -> str:
@@ -187,7 +198,12 @@ def comparison_page(
         )
         parts.append(picture(differences_svg(paired, titled(found.against)), caption))
     parts += [*_list_parts(found, distributions), *_probability_parts(found, summary)]
-    parts += [*_user_parts(found), *inspection_parts(summary, distributions), *_protocol(found)]
+    parts += [
+        *attention_parts(_attention(found)),
+        *_user_parts(found),
+        *inspection_parts(summary, distributions),
+        *_protocol(found),
+    ]
     return page("Click-through models compared", parts)
 
 
@@ -284,6 +300,12 @@ def _probability_parts(found: Comparison, summary: LogSummary) -> list[str]:
         table(rows[0], rows[1:], marks_first=True),
         picture(reliability_svg(before, after), caption),
     ]
+
+
+def _attention(found: Comparison) -> Measured:
+    results = {titled(label): one for label, one in found.results.items()}
+    measured = {title: [seed.attention for seed in one.seeds] for title, one in results.items()}
+    return {title: seeds for title, seeds in measured.items() if any(seeds)}
 
 
 def _noise(summary: LogSummary) -> str:

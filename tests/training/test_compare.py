@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from training.__main__ import main
+from training.attention import ATTENTIONS, attention_deviation
 from training.calibrate import load_calibration
 from training.compare import Comparison, by_history, compare, contenders, departures
 from training.errors import ConfigError, DataError
@@ -134,6 +136,66 @@ def test_scores_of_other_weights_are_not_reused(log: ClickLog, tiny: Path, tmp_p
     compare(field, log, tmp_path, seeds=1)
 
     assert (np.load(run / "test_logits.npy") == truth).all()
+
+
+def test_attention_is_measured_where_there_is_any(
+    found: Comparison, log: ClickLog, out: Path
+) -> None:
+    """THACIL's figures are those of each seed's weights; the other models have none."""
+    assert log.test is not None
+    for one in found.results["thacil"].seeds:
+        config, network = load_run(out / "runs" / "thacil" / f"seed-{one.seed}")
+        expected = attention_deviation(network, config, log, log.test)
+        assert one.attention == pytest.approx(expected)
+        assert list(one.attention) == list(ATTENTIONS)
+    for label in ("mean_pooling", "bpr"):
+        assert [one.attention for one in found.results[label].seeds] == [{}, {}]
+
+
+def test_scores_from_before_attention_was_measured_are_kept(
+    log: ClickLog, tiny: Path, tmp_path: Path
+) -> None:
+    """A run that lacks only the attention figures gets these, and is not scored again."""
+    field = contenders(["thacil"], overrides=tiny)
+    first = compare(field, log, tmp_path, seeds=1)
+    run = tmp_path / "runs" / "thacil" / "seed-1"
+    (run / "test_attention.json").unlink()
+    scored = (run / "test_logits.npy").stat().st_mtime_ns
+
+    again = compare(field, log, tmp_path, seeds=1)
+
+    assert again.results["thacil"].seeds[0].attention == first.results["thacil"].seeds[0].attention
+    assert (run / "test_logits.npy").stat().st_mtime_ns == scored
+
+
+@pytest.mark.parametrize("model", ["mean_pooling", "bpr"])
+def test_evaluate_says_nothing_of_attention_that_is_not_there(
+    model: str, found: Comparison, world: Path, out: Path
+) -> None:
+    """A baseline and a model that knows users by id are evaluated without such figures."""
+    run = out / "runs" / model / f"seed-{found.results[model].seeds[0].seed}"
+
+    assert main(["evaluate", "--data", str(world), "--run", str(run)]) == 0
+
+    written = json.loads((run / "evaluation.json").read_text())
+    assert "user_auc" in written
+    assert not [name for name in written if "attention" in name]
+
+
+def test_the_report_has_a_table_of_attention(found: Comparison, log: ClickLog) -> None:
+    """Page and terminal show THACIL's mean and lowest seed; without a THACIL there is no table."""
+    page, text = comparison_page(found, *inspect_log(log), {}), comparison_text(found, {})
+    without = {label: one for label, one in found.results.items() if label != "thacil"}
+    others = replace(found, results=without, differences={}, against="bpr")
+
+    for name in ATTENTIONS:
+        each = [one.attention[name] for one in found.results["thacil"].seeds]
+        cell = f"{np.mean(each):.4f} (lowest {min(each):.4f})"
+        assert cell in page
+        assert cell in text
+    assert "<h2>Attention</h2>" in page
+    assert "from uniform" not in comparison_text(others, {})
+    assert "<h2>Attention</h2>" not in comparison_page(others, *inspect_log(log), {})
 
 
 def test_groups_by_history_hold_the_users_in_them(found: Comparison, log: ClickLog) -> None:
@@ -271,6 +333,7 @@ def test_the_verb_writes_a_report(world: Path, tiny: Path, out: Path, found: Com
     assert saved["models"]["bpr"]["mean"]["user_auc"] == found.results["bpr"].mean("user_auc")
     assert saved["differences"]["bpr"]["user_auc"]["users"] == len(rows)
     assert saved["models"]["bpr"]["lists"]["reference"]["cutoffs"] == [1, 3]
+    assert set(saved["models"]["thacil"]["seeds"][0]["attention"]) == set(ATTENTIONS)
     assert header == "user_id,thacil,bpr"
     assert float(rows[0].split(",")[2]) == pytest.approx(found.results["bpr"].user_auc[0], abs=1e-6)
     assert "AUC per user" in (out / "report.html").read_text()

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from model_store import Click, visible_history
+from model_store import Click, ModelStore, visible_history
 from training.__main__ import main
+from training.attention import ATTENTIONS, attention_deviation
 from training.calibrate import load_calibration
 from training.config import RunConfig, load_config
 from training.errors import ConfigError
@@ -220,7 +221,8 @@ def test_the_verbs_lead_from_a_log_to_a_promoted_version(
     assert main(["fit", *data, "--config", str(toml), "--out", str(run)]) == 0
     assert main(["evaluate", *data, "--run", str(run)]) == 0
     assert main(["export", "--run", str(run), "--store", str(store)]) == 0
-    version = capsys.readouterr().out.splitlines()[-1]
+    said = capsys.readouterr().out
+    version = said.splitlines()[-1]
     assert main(["promote", version, "--store", str(store)]) == 0
 
     log = load_click_log(world)
@@ -230,8 +232,16 @@ def test_the_verbs_lead_from_a_log_to_a_promoted_version(
     logits = load_calibration(run).apply(raw)
     measured = measure(log.test, logits) | measure_lists(log.test, logits)
     measured["uncalibrated_ece"] = measure(log.test, raw)["ece"]
+    deviation = attention_deviation(network, config, log, log.test)
+    assert list(deviation) == list(ATTENTIONS)
+    measured |= {f"attention_from_uniform_{name}": value for name, value in deviation.items()}
     written = json.loads((run / "evaluation.json").read_text())
     assert {name: written[name] for name in measured} == pytest.approx(measured)
+    carried = ModelStore(store).open(version).manifest.metrics
+    for name in ATTENTIONS:
+        key = f"attention_from_uniform_{name}"
+        assert f"{key:36s} {written[key]:.4f}" in said
+        assert carried[key] == written[key]
     assert (store / "CURRENT").read_text().strip() == version
 
 

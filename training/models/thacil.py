@@ -104,21 +104,37 @@ class ForwardSelfAttention(nn.Module):
         query_UBHK = self._heads(self.query, local_UBD)
         key_UBHK = self._heads(self.key, local_UBD)
         value_UBHK = self._heads(self.value, local_UBD)
-        # Row i attends with its key to the query of column j: a renaming of eq. 6.
-        pair_UIJHK = key_UBHK[:, :, None] + query_UBHK[:, None, :] + self.bias
-        scores_UIJHK = self.drop(self.score(5.0 * torch.tanh(pair_UIJHK / 5.0)))
-        blocks = local_UBD.shape[1]
-        earlier_IJ = torch.ones(blocks, blocks, dtype=torch.bool, device=local_UBD.device).tril(
-            -1
-        )  # eq. 7
-        mask_UIJ = earlier_IJ & valid_UB[:, None, :]
-        weights = masked_softmax(scores_UIJHK, mask_UIJ[..., None, None], dim=2)
+        weights, mask_UIJ = self._weigh(query_UBHK, key_UBHK, valid_UB)
         has_earlier_UI = mask_UIJ.any(dim=2)[:, :, None, None, None]
         # 1/B, not 1/B': blocks that were left out count as zero vectors, as in the reference.
         weights = torch.where(has_earlier_UI, weights, 1.0 / self.num_blocks)
         # A padded block's value is zero already; masked all the same, to be safe by itself.
         weights = weights * valid_UB[:, None, :, None, None]
         return (weights * value_UBHK[:, None]).sum(dim=2).flatten(-2)
+
+    def weights(self, local_UBD: Tensor, valid_UB: Tensor) -> tuple[Tensor, Tensor]:
+        """Say what each block i takes of each block j: [U, B', B', D], over axis 2.
+
+        The second value, [U, B', B'], is true where j is valid and comes before i. Where no j
+        does, :meth:`forward` takes its mean over all B blocks in place of these weights.
+        """
+        query_UBHK = self._heads(self.query, local_UBD)
+        key_UBHK = self._heads(self.key, local_UBD)
+        weights_UIJHK, mask_UIJ = self._weigh(query_UBHK, key_UBHK, valid_UB)
+        return weights_UIJHK.flatten(-2), mask_UIJ
+
+    def _weigh(
+        self, query_UBHK: Tensor, key_UBHK: Tensor, valid_UB: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        # Row i attends with its key to the query of column j: a renaming of eq. 6.
+        pair_UIJHK = key_UBHK[:, :, None] + query_UBHK[:, None, :] + self.bias
+        scores_UIJHK = self.drop(self.score(5.0 * torch.tanh(pair_UIJHK / 5.0)))
+        blocks = valid_UB.shape[1]
+        earlier_IJ = torch.ones(blocks, blocks, dtype=torch.bool, device=valid_UB.device).tril(
+            -1
+        )  # eq. 7
+        mask_UIJ = earlier_IJ & valid_UB[:, None, :]
+        return masked_softmax(scores_UIJHK, mask_UIJ[..., None, None], dim=2), mask_UIJ
 
     def _heads(self, projection: nn.Linear, local_UBD: Tensor) -> Tensor:
         projected: Tensor = self.drop(projection(local_UBD))
@@ -192,12 +208,18 @@ class Thacil(nn.Module):
             l, [M, D]; zeros for a block without clicks.
         """
         item, category = clicks_MSD.split([self.shape.item_dim, self.shape.category_dim], dim=-1)
-        mask = mask_MS[..., None]
-        category_weights = masked_softmax(self.category_attention(category, item), mask, dim=-2)
-        item_weights = masked_softmax(self.item_attention(item, category), mask, dim=-2)
+        item_weights, category_weights = self.local_weights(clicks_MSD, mask_MS)
         return torch.cat(
             [(item_weights * item).sum(dim=-2), (category_weights * category).sum(dim=-2)], dim=-1
         )
+
+    def local_weights(self, clicks_MSD: Tensor, mask_MS: Tensor) -> tuple[Tensor, Tensor]:
+        """Weigh the clicks of a block, feature by feature: [M, S, Df] and [M, S, Dc]."""
+        item, category = clicks_MSD.split([self.shape.item_dim, self.shape.category_dim], dim=-1)
+        mask = mask_MS[..., None]
+        category_weights = masked_softmax(self.category_attention(category, item), mask, dim=-2)
+        item_weights = masked_softmax(self.item_attention(item, category), mask, dim=-2)
+        return item_weights, category_weights
 
     def profile(self, clicks_ULD: Tensor, lengths_U: Tensor) -> Profile:
         """Profile users from their embedded histories (section 3.2).
@@ -231,9 +253,12 @@ class Thacil(nn.Module):
 
     def target(self, profile: Profile, candidates_ND: Tensor) -> Tensor:
         """Weigh the blocks by one candidate per profile (eq. 9): N profiles -> [N, D]."""
+        return (self.target_weights(profile, candidates_ND) * profile.blocks).sum(dim=1)
+
+    def target_weights(self, profile: Profile, candidates_ND: Tensor) -> Tensor:
+        """Weigh the blocks by one candidate per profile, feature by feature: [N, B, D]."""
         scores = self.target_attention(profile.blocks, candidates_ND[:, None])
-        weights = masked_softmax(scores, profile.valid[..., None], dim=1)
-        return (weights * profile.blocks).sum(dim=1)
+        return masked_softmax(scores, profile.valid[..., None], dim=1)
 
     def head(self, user_ND: Tensor, candidates_ND: Tensor) -> Tensor:
         """Feed-forward part (section 3.3): logits [N]."""
