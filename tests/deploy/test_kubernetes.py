@@ -169,7 +169,9 @@ def test_the_caches_of_a_pod_fit(pod: dict[str, Any]) -> None:
     cache = int(given.get("CTR_ROW_CACHE_MB", Settings.model_fields["row_cache_mb"].default))
     limit = container["resources"]["limits"]["memory"]
 
-    assert int(given["CTR_WORKERS"]) * (2 * cache + WORKER_MB) < 1024 * int(limit.removesuffix("Gi"))
+    assert int(given["CTR_WORKERS"]) * (2 * cache + WORKER_MB) < 1024 * int(
+        limit.removesuffix("Gi")
+    )
 
 
 def test_pods_may_do_nothing_but_serve(pod: dict[str, Any]) -> None:
