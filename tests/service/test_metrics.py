@@ -127,7 +127,7 @@ def test_no_label_grows_with_what_is_asked(client: httpx.Client) -> None:
         client.request("OPTIONS", f"/score/{i}")
     families = shown(client)
     api = set(client.get("/openapi.json").json()["paths"])
-    allowed = {path.replace("}", ":path}") for path in api} | api
+    allowed = {path.replace("}", ":id}") for path in api} | api
     allowed |= {"unmatched", "/openapi.json", "/docs", "/docs/oauth2-redirect"}
 
     for name in ("ctr_requests_total", "ctr_request_seconds"):

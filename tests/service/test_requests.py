@@ -151,7 +151,7 @@ def test_a_request_has_a_line_with_its_ids(talking: tuple[httpx.Client, Log]) ->
     assert re.fullmatch("[0-9a-f]{16}", line["span_id"])
     assert (line["method"], line["path"], line["status"]) == ("POST", "/score", 200)
     assert line["ms"] > 0
-    assert log.of("line-2")["path"] == "/users/{user_id:path}"
+    assert log.of("line-2")["path"] == "/users/{user_id:id}"
     assert (log.of("line-3")["path"], log.of("line-3")["status"]) == ("unmatched", 404)
 
 

@@ -141,7 +141,7 @@ def test_no_span_tells_who_saw_what(traced: Traced) -> None:
     traced.client.get("/users/traced?x=traced-1", headers=headers).raise_for_status()
     [root, *_] = traced.spans("spans-4")
 
-    assert root.name == "GET /users/{user_id:path}"
+    assert root.name == "GET /users/{user_id:id}"
     everything = [s.to_json() for s in traced._exporter.get_finished_spans()]
     assert "traced-1" not in "".join(everything)
 
