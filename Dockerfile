@@ -23,11 +23,13 @@ FROM base AS service-packages
 # The CPU build of ONNX Runtime is a tenth of the size of the GPU build. The extras of the latter
 # bring the CUDA 13 libraries from PyPI; the machine needs the driver only.
 ARG ONNXRUNTIME=onnxruntime
+# Further extras of pyproject.toml: otel for traces, bulk for Arrow.
+ARG EXTRAS=
 COPY pyproject.toml deploy/image_requirements.py ./
 # Left out: pip, tests, bytecode (18 MB, and a start is only 0.2 s faster with it), ONNX Runtime's
 # library for C programs and its tools for making models. The last line proves that it runs without.
 RUN python -m venv --without-pip /opt/venv \
- && python image_requirements.py service --onnxruntime "${ONNXRUNTIME}" > requirements.txt \
+ && python image_requirements.py service ${EXTRAS} --onnxruntime "${ONNXRUNTIME}" > requirements.txt \
  && pip --python /opt/venv/bin/python install --no-cache-dir --no-compile -r requirements.txt \
  && find /opt/venv -type d \( -name tests -o -name __pycache__ \) -prune -exec rm -rf {} + \
  && cd /opt/venv/lib/python3.*/site-packages/onnxruntime \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
@@ -10,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib import import_module
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -31,6 +33,10 @@ _FACTORY = "service.app:create_app_from_env"
 _WORKER_SECONDS = 60
 
 _log = logging.getLogger("service")
+
+
+class _DataDirError(Exception):
+    """Files cannot be written where they should be."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,7 +66,7 @@ def serve(arguments: Sequence[str]) -> int:
             print(f"service: {fault}", file=sys.stderr)  # noqa: T201
         return 2
     configure_logs(settings.log_level, settings.log_format, secrets_of(settings.redis_address))
-    if settings.traces and not _can_trace():
+    if not (_is_address(settings.redis_address) and (not settings.traces or _can_trace())):
         return 1
     if not settings.wait_for_model:
         try:
@@ -71,7 +77,7 @@ def serve(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         _serve(settings)
-    except EmbeddedRedisError as exc:
+    except (EmbeddedRedisError, _DataDirError) as exc:
         _log.error("%s", exc)
         return 1
     return 0
@@ -84,10 +90,7 @@ def _serve(settings: Settings) -> None:
                 embedded_redis(settings.data_dir, fsync=settings.embedded_fsync)
             )
         if settings.workers > 1:
-            settings.data_dir.mkdir(parents=True, exist_ok=True)
-            directory = tempfile.TemporaryDirectory(
-                prefix="metrics-", dir=settings.data_dir.absolute(), ignore_cleanup_errors=True
-            )
+            directory = _metrics_directory(settings.data_dir)
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = stack.enter_context(directory)
         uvicorn.run(
             _FACTORY,
@@ -108,13 +111,48 @@ def _serve(settings: Settings) -> None:
         )
 
 
+def _metrics_directory(data_dir: Path) -> tempfile.TemporaryDirectory[str]:
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(
+            prefix="metrics-", dir=data_dir.absolute(), ignore_cleanup_errors=True
+        )
+    except OSError as exc:
+        raise _DataDirError(
+            f"the workers' metrics cannot be kept in {data_dir}: {exc.strerror}; choose another "
+            "--data-dir (CTR_DATA_DIR)"
+        ) from exc
+
+
+def _is_address(url: str | None) -> bool:
+    # Not above: it leads to prometheus_client. Here that is harmless, for several workers are
+    # processes that start from nothing, and one worker keeps its metrics in its memory.
+    from service.state import AddressError, check_address  # noqa: PLC0415
+
+    try:
+        if url is not None:
+            check_address(url)
+    except AddressError as exc:
+        _log.error("%s (--redis-url, CTR_REDIS_URL)", exc)
+        return False
+    return True
+
+
 def _can_trace() -> bool:
     try:
-        import_module("service.tracing")
+        tracing = import_module("service.tracing")
     except ImportError as exc:
         fix = "pip install 'thacil-ctr[otel]', or set CTR_TRACES=false"
         _log.error("traces are wanted, and what they need is not installed (%s): %s", exc, fix)
         return False
+    try:
+        tracer = tracing.tracer_from_environment()
+    except ValueError as exc:
+        _log.error("traces cannot be set up: %s", exc)
+        return False
+    if tracer is not None:
+        # Each worker has its own.
+        asyncio.run(tracer.close())
     return True
 
 

@@ -207,6 +207,14 @@ def _check_traces() -> Finding:
             "wanted, not installed",
             fix="pip install 'thacil-ctr[otel]', or no CTR_TRACES",
         )
+    from service.tracing import wanted_exporter  # noqa: PLC0415  not to be had without the extra
+
+    try:
+        exporter = wanted_exporter()
+    except ValueError as exc:
+        return failed("traces", str(exc), fix="unset it, or set it to one of those")
+    if exporter != "otlp":
+        return passed("traces", f"OTEL_TRACES_EXPORTER says {exporter}")
     target = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or os.environ.get(
         "OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318"
     )

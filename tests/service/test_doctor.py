@@ -281,6 +281,19 @@ def test_traces_need_their_extra(store: ModelStore, tmp_path: Path, redis_url: s
     assert "thacil-ctr[otel]" in done.stdout
 
 
+def test_traces_need_an_exporter_that_there_is(
+    store: ModelStore, tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is not there fails, with those that are; none is sent where none are wanted."""
+    pytest.importorskip("opentelemetry.sdk", reason="pip install 'thacil-ctr[otel]'")
+    chosen = settings(store, tmp_path, redis_url, traces=True)
+    for exporter, verdict in (("zipkin", "FAIL"), ("none", "PASS"), ("otlp", "PASS")):
+        monkeypatch.setenv("OTEL_TRACES_EXPORTER", exporter)
+        finding = found(chosen)["traces"]
+        assert finding.verdict == verdict
+        assert ("sent to" in finding.seen) == (exporter == "otlp")
+
+
 def test_the_doctor_knows_what_the_project_needs() -> None:
     """Its least versions are those of pyproject.toml."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

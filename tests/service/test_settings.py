@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from model_store import ModelStore
 from service.settings import Settings
 from service.settings_page import listing, page, settings
 
@@ -20,7 +22,9 @@ CLEAN = {name: value for name, value in os.environ.items() if not name.startswit
 def run(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "service", *words]
     env = {**CLEAN, **variables}
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=env)
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, env=env, timeout=60
+    )
 
 
 def test_the_page_is_the_one_that_the_settings_make() -> None:
@@ -92,6 +96,39 @@ def test_a_value_that_is_no_good_is_named(verb: str, tmp_path: Path) -> None:
     assert done.returncode in (1, 2)
     assert "--workers (CTR_WORKERS): Input should be greater than or equal to 1" in told
     assert "Traceback" not in told
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("CTR_REDIS_URL", "rediss//h", "the address of Redis starts with 'rediss//h'"),
+        ("CTR_REDIS_URL", "redis+sentinel://h", "lacks the master's name"),
+        (
+            "CTR_REDIS_URL",
+            "redis+cluster://:secret@h:no",
+            "the address of Redis cannot be understood",
+        ),
+        ("OTEL_TRACES_EXPORTER", "zipkin", "OTEL_TRACES_EXPORTER is 'zipkin'"),
+        ("CTR_DATA_DIR", "/proc/none", "/proc/none"),
+    ],
+)
+def test_a_value_that_leads_nowhere_ends_the_start(
+    variable: str, value: str, words: str, workers: str, store: ModelStore
+) -> None:
+    """In one line, before any worker is begun, with a failing status."""
+    given = {"CTR_TRACES": "true", "CTR_WORKERS": workers, "CTR_MODEL_STORE": str(store.root)}
+    # Several workers need a directory whatever Redis they have.
+    if not (variable == "CTR_DATA_DIR" and workers == "1"):
+        given["CTR_REDIS_URL"] = "redis://127.0.0.1:1"
+    done = run("serve", **{**given, variable: value})
+    [line] = map(json.loads, done.stderr.splitlines())
+
+    assert done.returncode == 1
+    assert line["level"] == "error"
+    assert words in line["event"]
+    assert "exception" not in line
+    assert "secret" not in done.stderr
 
 
 def test_help_lists_every_flag() -> None:
