@@ -139,8 +139,8 @@ def comparison_text(found: Comparison, oracle: Mapping[str, float]) -> str:
     ranking = _aligned([_TABLE, *_rows(found, oracle)])
     parts = [ranking, _aligned(_probability_rows(found)), [verdict(found)]]
     if measured := _attention(found):
-        said = f"{attention_verdict(measured)} {HOW_TO_READ}"
-        parts.insert(2, [*_aligned(attention_rows(measured)), said])
+        rows = _aligned(attention_rows(measured))
+        parts.insert(2, [*rows, attention_verdict(measured), HOW_TO_READ])
     return "\n\n".join("\n".join(part) for part in parts)
 
 
