@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
+from service.access_log import AccessLog
 from service.answers import Written
+from service.draining import Drain
 from service.edge import Edge
 from service.fast_path import FastPath
 from service.score_body import parse_score
@@ -52,7 +54,12 @@ def make(kind: str, answers: dict[int, bytes]) -> ASGIApp:
     async def handle(_: object, raw: bytes, __: Scope) -> Written:
         return Written(answers[len(parse_score(raw).video_ids)])
 
-    return Edge(FastPath(app, {"/score": handle}), max_body_bytes=1 << 26)  # type: ignore[dict-item]
+    return Edge(
+        FastPath(app, {"/score": handle}),  # type: ignore[dict-item]
+        max_body_bytes=1 << 26,
+        access_log=AccessLog("notable", 250.0),
+        drain=Drain(0.0),
+    )
 
 
 def main() -> None:
@@ -70,7 +77,7 @@ def main() -> None:
         host="127.0.0.1",
         port=options.port,
         loop="uvloop",
-        http="service.http_protocol:JoinedHttp",
+        http="service.connections:LingeringProtocol",
         access_log=False,
         server_header=False,
         proxy_headers=False,
