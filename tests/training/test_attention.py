@@ -72,7 +72,7 @@ def _scale_scores(network: Thacil, factor: float, *names: str) -> None:
 @pytest.fixture
 def network() -> Thacil:
     torch.manual_seed(5)
-    network = Thacil(replace(SHAPE, block_age=True)).eval()
+    network = Thacil(SHAPE).eval()
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.copy_(torch.randn_like(parameter))
