@@ -74,9 +74,12 @@ class CountingProxy:
         self._connections += 1
         connection = _Connection(self._connections)
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._ask(reader, back, connection))
-                group.create_task(self._answer(there, writer, connection))
+            # Ended together with the loop: asyncio would ask a cancelled task for its exception, and
+            # print that there is none.
+            with suppress(asyncio.CancelledError):
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self._ask(reader, back, connection))
+                    group.create_task(self._answer(there, writer, connection))
         finally:
             back.close()
             writer.close()
