@@ -21,7 +21,8 @@ Every setting of the service. Written by `make docs` from [service/settings.py](
 
 A setting is a flag of `python -m service`, or an environment variable; the flag wins, and a variable that is set to nothing is
 not set. A value that cannot be used ends the start with a line that names it. `python -m service settings` prints what is
-set, with passwords masked; `python -m service doctor` tries what it leads to.
+set, with passwords masked; `python -m service doctor` tries what it leads to, such as a GPU: `CTR_DEVICE=cuda` where CUDA's
+libraries are missing is found out by each worker as it starts, and several workers take up to a minute to give up.
 
 Passwords belong into variables, not into flags: a list of processes shows flags to everybody. No log line, error or
 listing shows the password of `CTR_REDIS_URL`; that holds from four letters on.
