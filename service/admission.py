@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from service import metrics
+
+_LEARNING: Final = 0.05
 
 
 class OverloadedError(Exception):
@@ -25,13 +28,14 @@ class Admission:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+        self._usual = 1.0
         self.rows = 0
         """Candidates here now."""
 
     @property
     def full(self) -> bool:
-        """Whether not even one more candidate would be let in."""
-        return self.rows >= self._limit
+        """Whether a request of the usual size would be refused."""
+        return self.rows > 0 and self.rows + self._usual > self._limit
 
     @contextmanager
     def admitted(self, rows: int) -> Iterator[None]:
@@ -40,6 +44,7 @@ class Admission:
         Raises:
             OverloadedError: there is no room.
         """
+        self._usual += _LEARNING * (rows - self._usual)
         if self.rows and self.rows + rows > self._limit:
             raise OverloadedError(
                 f"{self.rows} candidates are being ranked or wait, {self._limit} may: try again"

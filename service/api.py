@@ -12,12 +12,12 @@ from starlette.types import Scope
 
 from model_store import ModelStoreError
 from service import bodies, metrics
-from service.admission import OverloadedError
 from service.answers import PROBLEMS, Written, check_limit, json_answer
 from service.event_body import EVENTS_SCHEMA, parse_events
 from service.live_model import NoModelError
 from service.parts import Parts, PartsOf
 from service.problems import ProblemError
+from service.refusals import TOO_MANY
 from service.score_answer import write_compact, write_json
 from service.score_body import (
     SCORE_SCHEMA,
@@ -86,8 +86,7 @@ async def score(parts: Parts, raw: bytes, scope: Scope) -> Written:
     """Answer ``POST /score``, in the form that it was asked in."""
     start = time.perf_counter()
     if parts.admission.full:
-        # Not even read: to refuse must cost little when there is too much to do.
-        raise OverloadedError("too many candidates are being ranked already: try again")
+        raise TOO_MANY
     compact = is_compact(scope)
     asked = parse_compact(raw) if compact else parse_score(raw)
     check_limit("candidates", len(asked.video_ids), parts.settings.max_candidates)

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 
 from model_store import Device, ModelStore, ModelStoreError, find_device
 from service import api, metrics, user_api, video_api
@@ -37,6 +37,9 @@ from service.state import State, StateDownError
 from service.warmth import Warmth
 
 _CANCEL_SECONDS = 0.2
+_AT_ONCE = 24
+"""Rankings begun at a time, beside one for each thread."""
+_UNLIMITED = 1 << 30
 _GPU_ROWS = 16_384
 """Candidates in one run on a CUDA device."""
 
@@ -80,12 +83,21 @@ def create_app(settings: Settings, *, tracer: Tracer | None = None) -> ASGIApp:
     for error in REFUSALS:
         app.add_exception_handler(error, _answer_problem)
     fast = FastPath(app, {"/score": api.score, "/events": api.events})
+
+    def refuses(scope: Scope) -> bool:
+        return (
+            scope["path"] == "/score"
+            and scope["method"] == "POST"
+            and app.state.parts.admission.full
+        )
+
     return Edge(
         fast,
         max_body_bytes=settings.max_body_bytes,
         access_log=AccessLog(settings.access_log, settings.slow_ms),
         drain=drain,
         tracer=tracer,
+        refuses=refuses,
     )
 
 
@@ -170,6 +182,8 @@ def _wired(
         head=HeadQueue(executor, _batching(settings, live.device)),
         admission=admission,
         timeout_seconds=settings.score_timeout_ms / 1e3,
+        # A device wants all there are, to merge them.
+        at_once=settings.threads + _AT_ONCE if live.device.kind == "cpu" else _UNLIMITED,
     )
     background = Background(
         profiles,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from starlette.requests import Request
@@ -12,7 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import metrics
 from service.access_log import AccessLog
 from service.draining import Drain
-from service.problems import ProblemError, problem_response
+from service.problems import MEDIA_TYPE, ProblemError, problem_response, write_problem
+from service.refusals import TOO_MANY, problem_of
 from service.request_context import (
     CURRENT,
     RequestContext,
@@ -21,6 +23,7 @@ from service.request_context import (
     server_timing,
 )
 
+Headers = list[tuple[bytes, bytes]]
 _UNMATCHED: Final = "unmatched"
 
 _log = logging.getLogger(__name__)
@@ -54,6 +57,7 @@ class Edge:
         access_log: writes the lines of requests.
         drain: says when connections should end.
         tracer: makes spans, where traces are wanted.
+        refuses: whether a request, of which no more than its head is known, is one too many.
     """
 
     def __init__(
@@ -64,12 +68,37 @@ class Edge:
         access_log: AccessLog,
         drain: Drain,
         tracer: Tracer | None = None,
+        refuses: Callable[[Scope], bool] = lambda _: False,
     ) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
         self._access_log = access_log
         self._drain = drain
         self._tracer = tracer
+        self._refuses = refuses
+        self._too_many = problem_of(TOO_MANY)
+
+    def refusal(self, scope: Scope) -> tuple[int, Headers, bytes] | None:
+        """Return the whole answer to a request that is one too many: status, headers, body.
+
+        Nothing for any other, and where what is usual does not suffice: ``__call__`` serves it.
+        """
+        if not self._refuses(scope) or self._drain.begun or self._tracer is not None:
+            return None
+        request, length = _opened(scope)
+        if int(length) > self._max_body_bytes:
+            return None
+        problem = self._too_many
+        written = write_problem(problem, request.request_id)
+        headers = [
+            (b"content-type", MEDIA_TYPE.encode()),
+            (b"content-length", b"%d" % len(written.body)),
+            *((name.encode(), value.encode()) for name, value in written.headers.items()),
+            *_headers(request),
+        ]
+        scope["route_path"] = scope["path"]
+        self._close(scope, request, problem.status)
+        return problem.status, headers, written.body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -148,16 +177,19 @@ class _Answer:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             request = self.request
-            headers = [
-                *message.get("headers", ()),
-                (b"x-request-id", request.request_id.encode()),
-                (b"traceparent", request.traceparent),
-                (b"server-timing", server_timing(request)),
-            ]
+            headers = [*message.get("headers", ()), *_headers(request)]
             if self._drain.begun:
                 headers.append((b"connection", b"close"))
             message["headers"] = headers
         await self._send(message)
+
+
+def _headers(request: RequestContext) -> Headers:
+    return [
+        (b"x-request-id", request.request_id.encode()),
+        (b"traceparent", request.traceparent),
+        (b"server-timing", server_timing(request)),
+    ]
 
 
 def _opened(scope: Scope) -> tuple[RequestContext, bytes]:

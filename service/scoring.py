@@ -133,6 +133,7 @@ class Scoring:
         head: scores candidates.
         admission: who may wait for it.
         timeout_seconds: for how long, unless the caller says less.
+        at_once: rankings begun at a time; others that were admitted wait for their turn.
     """
 
     def __init__(
@@ -143,12 +144,14 @@ class Scoring:
         head: HeadQueue,
         admission: Admission,
         timeout_seconds: float,
+        at_once: int,
     ) -> None:
         self._live = live
         self._profiles = profiles
         self._head = head
         self._admission = admission
         self._timeout_seconds = timeout_seconds
+        self._turns = asyncio.Semaphore(at_once)
         self._luck = Luck()
 
     async def rank(
@@ -174,7 +177,9 @@ class Scoring:
             metrics.CANDIDATES.inc(len(candidates))
             deadline = time.monotonic() + seconds
             try:
-                async with asyncio.timeout(seconds):
+                # In turns: were all begun together, each would find its data gone from the caches,
+                # and nothing new would be read, let alone refused, before all of them are done.
+                async with asyncio.timeout(seconds), self._turns:
                     return await self._rank(opened, user_id, candidates, wishes, deadline)
             except (TimeoutError, DeadlineError):
                 metrics.EXPIRED.inc()

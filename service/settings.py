@@ -127,7 +127,7 @@ class Settings(BaseSettings):
     gpu_memory_mb: Annotated[int, Field(ge=0)] = 2_048
     gpu_arena: Literal["same_as_requested", "next_power_of_two"] = "same_as_requested"
     gpu_window_microseconds: Annotated[float, Field(ge=0)] = 300.0
-    inline_microseconds: Annotated[float, Field(ge=0)] = 1_000.0
+    inline_microseconds: Annotated[float, Field(ge=0)] = 2_000.0
 
     @property
     def redis_address(self) -> str | None:

@@ -149,8 +149,9 @@ def test_more_than_fits_is_429_and_is_over_when_it_is_over(narrow: httpx.Client)
     body = json.dumps({"user_id": "many", "candidates": inline(400)}).encode()
     url = f"{narrow.base_url}/score"
 
-    def ask(_: int) -> httpx.Response:
-        return httpx.post(url, content=body, timeout=30)
+    def ask(number: int) -> httpx.Response:
+        headers = {"x-request-id": f"many-{number}"}
+        return httpx.post(url, content=body, timeout=30, headers=headers)
 
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(ask, range(120)))
@@ -159,8 +160,14 @@ def test_more_than_fits_is_429_and_is_over_when_it_is_over(narrow: httpx.Client)
     assert set(counts) <= {200, 429}
     assert counts[200] > 0
     assert counts[429] > 0
-    for answer in answers:
+    refused = 'ctr_requests_total{route="/score",status="429"}'
+    assert metric(narrow, refused) == counts[429]
+    for number, answer in enumerate(answers):
+        assert answer.headers["x-request-id"] == f"many-{number}"
+        assert answer.headers["traceparent"]
         if answer.status_code == 429:
+            assert answer.json()["request_id"] == f"many-{number}"
+            assert answer.headers["content-type"] == "application/problem+json"
             assert int(answer.headers["retry-after"]) >= 1
             assert "500" in answer.json()["detail"] or "already" in answer.json()["detail"]
     alone = narrow.post("/score", json={"user_id": "many", "candidates": inline(2_000)})
@@ -195,6 +202,37 @@ def test_time_that_is_up_is_504(tmp_path: Path, store: ModelStore) -> None:
     assert 0.06 <= soon < 1.2
     assert healed.status_code == 200
     assert expired == 2
+
+
+def test_who_waits_for_a_turn_in_vain_is_told_so_and_holds_nobody_up(
+    tmp_path: Path, store: ModelStore
+) -> None:
+    """More rankings than are begun at a time, all stalled: 504 for each, and then it goes on."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        embedded_redis(tmp_path / "redis") as url,
+        Redis.from_url(url) as redis,
+    ):
+        patch.setenv("CTR_REDIS_TIMEOUT_SECONDS", "5")
+        with (
+            serving(store, tmp_path, "--redis-url", url) as running,
+            ThreadPoolExecutor(60) as pool,
+        ):
+            body = {"user_id": "u", "candidates": inline(3), "timeout_ms": 400}
+
+            def ask(_: int) -> int:
+                return running.post("/score", json=body).status_code
+
+            redis.execute_command("CLIENT PAUSE", 4_000, "ALL")
+            begin = time.monotonic()
+            stalled = list(pool.map(ask, range(60)))
+            time.sleep(max(0.0, begin + 4.2 - time.monotonic()))
+            healed = list(pool.map(ask, range(5)))
+            waiting = metric(running, "ctr_candidates_in_flight")
+
+    assert stalled == [504] * 60
+    assert healed == [200] * 5
+    assert waiting == 0
 
 
 def test_rows_are_warm_after_a_restart_and_after_a_promotion(

@@ -7,9 +7,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
 
 from model_store import Layout
+from service import rows
 from service.rows import RowCache
 
 WIDTH = 4
@@ -26,8 +33,8 @@ OPENED = SimpleNamespace(manifest=SimpleNamespace(layout=LAYOUT))
 ids = st.sampled_from([f"v{i}" for i in range(12)])
 
 
-def cache_of(rows: int) -> RowCache:
-    return RowCache(OPENED, rows * WIDTH * 4)  # type: ignore[arg-type]
+def cache_of(size: int) -> RowCache:
+    return RowCache(OPENED, size * WIDTH * 4)  # type: ignore[arg-type]
 
 
 def row(value: float) -> np.ndarray:
@@ -77,12 +84,12 @@ class Machine(RuleBasedStateMachine):
     @rule(chosen=st.lists(ids, min_size=1, max_size=6, unique=True))
     def put(self, chosen: list[str]) -> None:
         here = [video_id for video_id in chosen if self.cache.look_up([video_id])[0] < 0]
-        rows = {}
+        new = {}
         for video_id in here:
             self.serial += 1
-            rows[video_id] = row(self.serial)
-        self.cache.put(rows, generation=self.cache.generation)
-        for video_id, value in rows.items():
+            new[video_id] = row(self.serial)
+        self.cache.put(new, generation=self.cache.generation)
+        for video_id, value in new.items():
             if self.cache.look_up([video_id])[0] >= 0:
                 self.values[video_id] = float(value[0])
 
@@ -122,3 +129,52 @@ class Machine(RuleBasedStateMachine):
 
 
 TestMachine = Machine.TestCase
+
+
+class ManyMachine(Machine):
+    """The same, each look-up as one of many ids."""
+
+    @initialize()
+    def together(self) -> None:
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(rows, "_MANY", 1)
+
+    def teardown(self) -> None:
+        self.patch.undo()
+
+
+TestManyMachine = ManyMachine.TestCase
+
+
+def test_many_ids_are_found_as_one_by_one_are() -> None:
+    """Also those whose line of the table was full, and beside ids that are nowhere."""
+    cache = cache_of(4_000)
+    known = {f"video-{i}": row(i) for i in range(4_000)}
+    cache.put(known, generation=0)
+    asked = [f"video-{i}" for i in range(0, 8_000, 3)]
+
+    one_by_one = [int(cache.look_up([video_id])[0]) for video_id in asked]
+
+    assert cache.look_up(asked).tolist() == one_by_one
+    assert [slot >= 0 for slot in one_by_one] == [video_id in known for video_id in asked]
+
+
+class Twin(str):
+    """An id whose hash is another's."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        return 5
+
+
+def test_an_id_that_cannot_be_told_from_another_is_not_kept() -> None:
+    """It is encoded each time; the first one's row stays what it was."""
+    cache = cache_of(8)
+    first, second = Twin("first"), Twin("second")
+    cache.put({first: row(1)}, generation=0)
+    cache.put({second: row(2), "other": row(3)}, generation=0)
+
+    assert cache.table[cache.look_up([first])[0], 0] == 1
+    assert cache.look_up([second])[0] == -1
+    assert cache.table[cache.look_up(["other"])[0], 0] == 3
