@@ -72,6 +72,9 @@ class OptimConfig(_Section):
     rows_per_user: _Positive = 32
     """Neighbouring impressions of a user that stay together in a step and share the work on their
     histories; 1 mixes all impressions, at several times the cost."""
+    pairwise_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the loss over pairs of a click and a video that its user passed over, among those
+    that ``rows_per_user`` keeps together; the rest is cross entropy. BPR has pairs only."""
     max_epochs: _Positive = 20
     patience: Annotated[int, Field(ge=0)] = 1
     """Epochs without a better validation AUC before the run stops."""
@@ -176,6 +179,11 @@ def _combinations(config: RunConfig | None, faulty: Mapping[str, str]) -> dict[s
             config.model == "bpr" and optim.batch_size < 2,  # noqa: PLR2004  a pair
             ("optim.batch_size", "model"),
             "bpr learns from pairs: a step needs at least 2 impressions",
+        ),
+        (
+            optim.pairwise_share > 0 and optim.rows_per_user < 2,  # noqa: PLR2004  a pair
+            ("optim.pairwise_share", "optim.rows_per_user"),
+            f"pairs of a user's impressions need rows_per_user >= 2, not {optim.rows_per_user}",
         ),
         (
             data.shard_rows < optim.batch_size,

@@ -88,8 +88,8 @@ class Examples:
         self._histories = Histories(
             histories, history_videos, starts, ends, policy, history_length, block_size
         )
-        # A history's end is unique to its user, save for empty ones, which are all alike.
-        self._order = np.lexsort((ends, starts)).astype(np.int64)
+        # Users first: empty histories are all alike, and a chunk is of one user.
+        self._order = np.lexsort((ends, starts, impressions.user_ids)).astype(np.int64)
 
     def __len__(self) -> int:
         return len(self.impressions)
@@ -166,16 +166,20 @@ class Examples:
     def _chunks(
         self, rows: IntArray, size: int, rng: np.random.Generator | None = None
     ) -> IntArray:
-        """Number the chunks that ordered rows fall into: at most ``size`` rows of one user each."""
-        starts = self._histories.starts[rows]
-        new_user = np.r_[True, starts[1:] != starts[:-1]]
-        user = np.cumsum(new_user) - 1
-        rank = np.arange(len(rows)) - np.flatnonzero(new_user)[user]
+        """Number the chunks that ordered rows fall into: at most ``size`` rows of one user each.
+
+        Rows before the user's first click have chunks of their own: their empty history does not
+        lie among the user's clicks.
+        """
+        users, starts = self.impressions.user_ids[rows], self._histories.starts[rows]
+        new_run = np.r_[True, (users[1:] != users[:-1]) | (starts[1:] != starts[:-1])]
+        run = np.cumsum(new_run) - 1
+        rank = np.arange(len(rows)) - np.flatnonzero(new_run)[run]
         if rng is not None:
-            rank += rng.integers(0, size, int(user[-1]) + 1)[user]
+            rank += rng.integers(0, size, int(run[-1]) + 1)[run]
         # Consecutive by construction, so a change of either starts a chunk.
         rank //= size
-        return np.cumsum(np.r_[False, (rank[1:] != rank[:-1]) | new_user[1:]])
+        return np.cumsum(np.r_[False, (rank[1:] != rank[:-1]) | new_run[1:]])
 
     def pairs(self, batch_size: int, rng: np.random.Generator) -> Plan:
         """Plan steps for a pairwise loss: clicks, then as many videos passed over by their users.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,12 @@ Loss = Callable[[Network, Batch], Tensor]
 
 def make_loss(config: RunConfig, device: torch.device) -> Loss:
     """Build the loss as the configuration wants it computed: in which precision, compiled or not."""
-    compute: Loss = torch.compile(loss_of, dynamic=True) if config.execution.compile else loss_of
+    optim = config.optim
+    compute: Loss = partial(
+        torch.compile(loss_of, dynamic=True) if config.execution.compile else loss_of,
+        pairwise_share=optim.pairwise_share,
+        reach=optim.rows_per_user,
+    )
     if config.execution.precision == "float32":
         return compute
 

@@ -111,6 +111,17 @@ def test_values_that_exclude_each_other_are_refused_with_all_other_faults(tmp_pa
     ]
 
 
+def test_pairs_need_impressions_of_a_user_that_stay_together(tmp_path: Path) -> None:
+    """Mixing all impressions leaves no pairs: the loss over them has to go, too."""
+    path = tmp_path / "run.toml"
+    path.write_text("[optim]\nrows_per_user = 1\n")
+    with pytest.raises(ConfigError, match="pairwise_share: .* rows_per_user >= 2, not 1"):
+        load_config("modern", overrides=path)
+
+    path.write_text("[optim]\nrows_per_user = 1\npairwise_share = 0\n")
+    assert load_config("modern", overrides=path).optim.rows_per_user == 1
+
+
 def test_nothing_more_is_said_of_a_faulty_key(tmp_path: Path) -> None:
     """A combination that hangs on an impossible value is not told on top of it."""
     path = tmp_path / "run.toml"
