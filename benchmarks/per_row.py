@@ -129,7 +129,7 @@ class BlockAttention(nn.Module):
 
 
 class PerRowThacil(nn.Module):
-    """The paper's network at its sizes; parameters are named as the trainer's."""
+    """The paper's network at its sizes, its head given u * x, too; named as the trainer's."""
 
     def __init__(self, feature_dim: int, categories: int, *, blocks: int = 8) -> None:
         super().__init__()
@@ -142,6 +142,7 @@ class PerRowThacil(nn.Module):
         self.norm = nn.LayerNorm(128, eps=1e-8)
         self.target_attention = Attention(128, 128)
         self.hidden = nn.Linear(256, 128)
+        self.interaction = nn.Linear(128, 128, bias=False)
         self.output = nn.Linear(128, 1)
 
     def forward(
@@ -170,6 +171,7 @@ class PerRowThacil(nn.Module):
             dim=-1,
         )
         chosen = self.target_attention(user, candidate[:, None], valid)
-        hidden = torch.relu(self.hidden(torch.cat([chosen, candidate], dim=-1)))
+        hidden = self.hidden(torch.cat([chosen, candidate], dim=-1))
+        hidden = torch.relu(hidden + self.interaction(chosen * candidate))
         logits: Tensor = self.output(hidden).squeeze(-1)
         return logits

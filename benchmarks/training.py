@@ -26,7 +26,7 @@ from training.config import RunConfig, load_config
 from training.evaluate import build_network, score, test_examples, train_examples
 from training.fit import make_optimizer
 from training.interactions import ClickLog, Features, Impressions
-from training.loop import train_step
+from training.loop import make_loss, train_step
 from training.models import Network
 from training.objective import plan_epoch
 
@@ -120,8 +120,9 @@ def train_ours(world: World, config: RunConfig, network: Network) -> Iterator[in
     optimizer = make_optimizer(network, config)
     network.train()
     plan = plan_epoch(config, examples, np.random.default_rng(0), config.optim.batch_size)
+    loss = make_loss(config, torch.device("cpu"))
     for batch in plan.batches():
-        train_step(network, optimizer, batch, clip_norm=config.optim.clip_norm)
+        train_step(network, optimizer, batch, clip_norm=config.optim.clip_norm, loss=loss)
         yield len(batch.labels)
 
 

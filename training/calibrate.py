@@ -22,7 +22,7 @@ import numpy as np
 from model_store import FloatArray
 from training.config import RunConfig
 from training.errors import ConfigError, DataError
-from training.evaluate import score, train_examples
+from training.evaluate import score, validation_examples
 from training.fit import load_run
 from training.interactions import ClickLog, Impressions
 from training.metrics import evaluate_scores, probability
@@ -80,7 +80,7 @@ def calibrate(run: Path, log: ClickLog) -> Calibration:
     shards = Shards(config, log)
     validates = shards.validates
     network.to(scoring_device(config.execution.device))
-    logits = score(network, train_examples(config, log, validates))
+    logits = score(network, validation_examples(config, log, validates, shards.split.held))
     fitted = fit_line(validates.labels, logits, prior_shift=prior_shift(config, shards.learns()))
     before, after = (
         evaluate_scores(validates.user_ids, validates.labels, scores)

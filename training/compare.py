@@ -27,7 +27,7 @@ from training.inspection import clicks_of_users
 from training.interactions import ClickLog, Impressions
 from training.metrics import Reliability, reliability, user_auc
 from training.models import count_parameters
-from training.processes import scoring_device
+from training.processes import Processes, device_of, scoring_device
 from training.ranking import CUTOFFS, MEASURES, Convention, Doubles, TopK, top_k
 from training.significance import Paired, compare_paired, holm
 
@@ -305,7 +305,8 @@ def _run(
     for seed in range(1, seeds + 1):
         config = one.config.model_copy(update={"seed": seed})
         run = out / "runs" / one.label / f"seed-{seed}"
-        progress = fit(config, log, run)
+        device = device_of(config.execution.device)
+        progress = fit(config, log, run, Processes(device=device))
         line = calibrate(run, log)
         logits, attention, parameters = _scored(run, log, test)
         raw.append(logits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from model_store import FloatArray
@@ -10,6 +11,7 @@ from training.batches import Batch, Policy, VideoTable
 from training.config import RunConfig
 from training.errors import DataError
 from training.examples import Examples
+from training.histories import ClickHistories
 from training.interactions import ClickLog, Impressions
 from training.metrics import evaluate_lists, evaluate_scores
 from training.models import PERSONAL_MODELS, Network, PersonalNetwork, build_baseline
@@ -120,6 +122,27 @@ def train_examples(config: RunConfig, log: ClickLog, impressions: Impressions) -
     return _examples(config, log, impressions, None)
 
 
+def validation_examples(
+    config: RunConfig, log: ClickLog, impressions: Impressions, held: npt.NDArray[np.bool_]
+) -> Examples:
+    """Impressions of held-out training videos, with the clicks that each may see as history.
+
+    What the ``paper`` policy shows, all clicks of the user, would hold the very click that is asked
+    for. In the test file it never does, as its videos are others; so here it shows the
+    clicks on videos that are not held out.
+
+    Args:
+        config: names the policy.
+        log: whose training half is split.
+        impressions: of the validation part.
+        held: [videos], true for those held out.
+    """
+    histories = None
+    if history_policy(config) == "paper":
+        histories = log.indexed()[1].histories.without(held)
+    return _examples(config, log, impressions, None, histories)
+
+
 def test_examples(config: RunConfig, log: ClickLog, impressions: Impressions) -> Examples:
     """Impressions of the test videos, with the clicks on training videos as history.
 
@@ -133,16 +156,20 @@ def test_examples(config: RunConfig, log: ClickLog, impressions: Impressions) ->
 
 
 def _examples(
-    config: RunConfig, log: ClickLog, impressions: Impressions, candidates: VideoTable | None
+    config: RunConfig,
+    log: ClickLog,
+    impressions: Impressions,
+    candidates: VideoTable | None,
+    histories: ClickHistories | None = None,
 ) -> Examples:
-    """Put impressions over a table of candidates; the training videos when not given."""
+    """Put impressions over a table of candidates and clicks; those of the log when not given."""
     log, index = log.indexed()
     categories = np.where(index.categories < 0, log.num_categories, index.categories)
     videos = VideoTable(log.train_features, categories, log.num_categories)
     return Examples(
         impressions,
         videos if candidates is None else candidates,
-        index.histories,
+        index.histories if histories is None else histories,
         videos,
         policy=history_policy(config),
         history_length=config.network.num_blocks * config.network.block_size,

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from model_store import FloatArray
 from training.config import RunConfig
 from training.errors import DataError, StoppedError
-from training.evaluate import build_network, score, train_examples
+from training.evaluate import build_network, score, validation_examples
 from training.examples import Examples
 from training.interactions import ClickLog
 from training.interruption import stop_request
@@ -71,7 +71,7 @@ def fit(config: RunConfig, log: ClickLog, out: Path, processes: Processes = ALON
     progress = run.load(network, optimizer)
     loop = TrainingLoop(config, network, optimizer, shards, run, processes)
     if not progress.done:
-        validates = train_examples(config, log, shards.validates)
+        validates = validation_examples(config, log, shards.validates, shards.split.held)
         _learn(loop, run, progress, validates, config, processes)
     return progress
 

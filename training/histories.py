@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from model_store import IntArray
 from training.impressions import Impressions
@@ -43,6 +44,12 @@ class ClickHistories:
         users, items, times = users[first], items[first], times[first]
         distinct, starts = np.unique(users, return_index=True)
         return cls(distinct, np.r_[starts, len(users)].astype(np.int64), items, times)
+
+    def without(self, held: npt.NDArray[np.bool_]) -> ClickHistories:
+        """Leave out the clicks on some videos; ``held`` is [videos], true for those."""
+        kept = ~held[self.item_ids]
+        offsets = np.r_[0, np.cumsum(kept)][self.offsets]
+        return ClickHistories(self.users, offsets, self.item_ids[kept], self.timestamps_ms[kept])
 
     def bounds(self, user_ids: IntArray, before_ms: IntArray | None) -> tuple[IntArray, IntArray]:
         """Return where each user's clicks begin, and end strictly before a moment.

@@ -43,7 +43,7 @@ class ClickLog:
         train_features: [training videos, F].
         test: impressions of the test videos, or nothing.
         test_features: [test videos, F], or nothing.
-        num_categories: one more than the largest category of the log.
+        num_categories: one more than the largest category of the training half.
         index: of ``train``, which it says is sorted by user and time; see :meth:`indexed`.
     """
 
@@ -90,14 +90,14 @@ def load_click_log(
     train, index = map_columns(made), map_index(made)
     test = test_features = None
     table = _test_table(directory, test_file)
-    largest = num_categories(made)
+    # Of what is learnt from: a category of the test file alone is unknown, as it is in serving.
+    known = num_categories(made)
     if table is not None:
         test_features = _features(columns, directory, "test")
         _same_width(directory, train_features, test_features)
         made = _test_entry(columns, table, len(test_features))
         test = map_columns(made)
-        largest = max(largest, num_categories(made))
-    return ClickLog(train, train_features, test, test_features, largest, index)
+    return ClickLog(train, train_features, test, test_features, known, index)
 
 
 def _features(columns: ColumnarCache, directory: Path, part: str) -> Features:

@@ -20,10 +20,10 @@ import torch
 
 from training.config import RunConfig
 from training.errors import PrecisionError
-from training.evaluate import measure, score, train_examples
+from training.evaluate import measure, score, validation_examples
 from training.interactions import ClickLog, load_click_log
 from training.models.thacil import Thacil
-from training.split import split_validation
+from training.split import Split
 
 Precision = Literal["float32", "float16"]
 
@@ -107,8 +107,9 @@ def check_precision(
     Raises:
         PrecisionError: gAUC moves by ``limit`` or more.
     """
-    _, validates = split_validation(config, log.train)
-    examples = train_examples(config, log, validates)
+    split = Split.of(config, np.bincount(log.train.item_ids) > 0, log.train)
+    validates = split.validates(log.train)
+    examples = validation_examples(config, log, validates, split.held)
     before, after = (
         measure(validates, score(each, examples))["gauc"] for each in (network, rounded)
     )

@@ -70,15 +70,6 @@ class Split:
         )
 
 
-def split_validation(
-    config: RunConfig, impressions: Impressions
-) -> tuple[Impressions, Impressions]:
-    """Split impressions in memory: what is learnt from, what validates."""
-    named = np.bincount(impressions.item_ids) > 0
-    split = Split.of(config, named, impressions)
-    return split.learns(impressions), split.validates(impressions)
-
-
 def pieces(rows: Impressions) -> Iterator[Impressions]:
     """Cut a table into ranges that a pass may hold copies of."""
     for begin in range(0, len(rows), _ROWS_PER_PASS):

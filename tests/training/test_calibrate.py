@@ -33,7 +33,7 @@ from training.metrics import (
     probability,
 )
 from training.models.thacil import Thacil
-from training.split import split_validation
+from training.split import Split
 from training.synthetic import synthesize
 
 
@@ -118,7 +118,8 @@ def test_what_cannot_be_fitted_is_refused() -> None:
 def test_the_prior_shift_is_the_share_of_negatives_drawn(log: ClickLog, ratio: float) -> None:
     """It is counted from what an epoch really draws; without sampling it is zero."""
     config = _config(negatives_per_positive=ratio)
-    learns, _ = split_validation(config, log.train)
+    split = Split.of(config, np.bincount(log.train.item_ids) > 0, log.train)
+    learns = split.learns(log.train)
     drawn = train_examples(config, log, learns).shuffled(
         1, np.random.default_rng(0), negatives=ratio
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from training.__main__ import main
 from training.attention import ATTENTIONS, attention_deviation
@@ -71,6 +72,15 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def found(log: ClickLog, tiny: Path, out: Path) -> Comparison:
     return compare(contenders(MODELS, overrides=tiny), log, out, seeds=2, cutoffs=(1, 3, 10))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there, and would be used")
+def test_a_device_that_is_not_there_is_refused(tmp_path: Path, tiny: Path, log: ClickLog) -> None:
+    """Not left aside: whoever asks for CUDA does not want to wait for a CPU."""
+    path = tmp_path / "cuda.toml"
+    path.write_text(tiny.read_text() + '[execution]\ndevice = "cuda"\n')
+    with pytest.raises(ConfigError, match="cuda"):
+        compare(contenders(["thacil"], overrides=path), log, tmp_path, seeds=1)
 
 
 def test_a_result_is_what_its_run_scores(found: Comparison, log: ClickLog, out: Path) -> None:

@@ -115,7 +115,7 @@ def test_pairs_need_impressions_of_a_user_that_stay_together(tmp_path: Path) -> 
     """Mixing all impressions leaves no pairs: the loss over them has to go, too."""
     path = tmp_path / "run.toml"
     path.write_text("[optim]\nrows_per_user = 1\n")
-    with pytest.raises(ConfigError, match="pairwise_share: .* rows_per_user >= 2, not 1"):
+    with pytest.raises(ConfigError, match=r"pairwise_share: .* rows_per_user >= 2, not 1"):
         load_config("modern", overrides=path)
 
     path.write_text("[optim]\nrows_per_user = 1\npairwise_share = 0\n")

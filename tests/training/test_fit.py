@@ -15,11 +15,18 @@ from training.attention import ATTENTIONS, attention_deviation
 from training.calibrate import load_calibration
 from training.config import RunConfig, load_config
 from training.errors import ConfigError
-from training.evaluate import forward, measure, measure_lists, score, test_examples
+from training.evaluate import (
+    forward,
+    measure,
+    measure_lists,
+    score,
+    test_examples,
+    validation_examples,
+)
 from training.examples import Examples
 from training.fit import fit, load_run
 from training.interactions import ClickLog, load_click_log
-from training.split import split_validation
+from training.split import Split
 from training.synthetic import synthesize
 
 TINY = """
@@ -106,10 +113,29 @@ def test_a_run_directory_keeps_one_configuration(
 
 def test_validation_is_on_unseen_videos_later_in_time(config: RunConfig, log: ClickLog) -> None:
     """No validation video is trained on; validation lies in the last part of the log."""
-    learns, validates = split_validation(config, log.train)
+    split = Split.of(config, np.bincount(log.train.item_ids) > 0, log.train)
+    learns, validates = split.learns(log.train), split.validates(log.train)
 
     assert not set(learns.item_ids.tolist()) & set(validates.item_ids.tolist())
     assert validates.timestamps_ms.min() >= np.quantile(log.train.timestamps_ms, 0.69)
+
+
+def test_no_validation_click_is_in_its_own_history(tmp_path: Path, log: ClickLog) -> None:
+    """What is asked for must not be told; ``paper`` shows later clicks, but of no held-out video."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY)
+    config = load_config("paper", overrides=path)
+    split = Split.of(config, np.bincount(log.train.item_ids) > 0, log.train)
+    rows = split.validates(log.train)
+    seen = 0
+    for batch in validation_examples(config, log, rows, split.held).sequential(64):
+        candidates = log.train_features[rows.item_ids[batch.rows]]
+        histories = batch.features[batch.history[batch.user]].numpy()
+        seen += int((batch.lengths > 0).sum())
+        for history, candidate in zip(histories, candidates, strict=True):
+            assert not (history == np.asarray(candidate, np.float32)).all(axis=1).any()
+
+    assert seen > 0
 
 
 def _examples(config: RunConfig, log: ClickLog) -> Examples:
