@@ -348,12 +348,12 @@ def _protocol(found: Comparison) -> list[str]:
         for label, settings in departures(found).items()
         if settings
     ]
-    said = "All models share one configuration."
+    said = "All models share one configuration; network.interaction is read by THACIL alone."
     same = [paragraph(said)] if not rows else [table(("model", "differs in"), rows)]
     return [
         heading("How it was done"),
         paragraph(
-            "One protocol: for each seed all models learn from the same impressions, are stopped "
+            "One protocol: for each seed all models learn from the same videos, are stopped "
             "by gAUC on the same validation videos, held out of training, and are calibrated on "
             "them. The test file is scored with the weights of the best epoch; nothing is chosen "
             "by it."

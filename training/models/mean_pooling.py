@@ -1,8 +1,8 @@
 """Mean pooling: a user is the plain mean of the clicked videos.
 
 Source: the user tower of YouTube's recommender (Covington et al., RecSys 2016, section 3.2),
-which averages the embeddings of watched videos; the head is THACIL's feed-forward part. It is
-what THACIL becomes when every attention is uniform, so it says what attention is worth.
+which averages the embeddings of watched videos; the head is THACIL's feed-forward part, as the
+paper has it.
 
 U users  N impressions  L history length  D embedding
 """
