@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import reprlib
 import tomllib
 from collections.abc import Mapping
 from importlib import resources
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic_core import ErrorDetails
 
 from training.errors import ConfigError
 
@@ -21,7 +24,8 @@ _Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Strict: TOML has types, so true is no 1, and "yes" no true.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class NetworkConfig(_Section):
@@ -134,9 +138,13 @@ def load_config(
     if preset not in PRESETS:
         raise ConfigError(f"preset {preset!r} does not exist, there are {', '.join(PRESETS)}")
     merged: dict[str, object] = {"preset": preset, **tomllib.loads(preset_text(preset))}
-    if overrides is not None:
-        merged = _merge(merged, _read_toml(overrides))
-    return parse_config(_merge(merged, dict(top or {})), source=str(overrides or preset))
+    departures = {} if overrides is None else _read_toml(overrides)
+    faults = {}
+    if "preset" in departures:
+        given = _told(departures.pop("preset"))
+        faults["preset"] = f"a file departs from a preset, got {given}: choose it with --preset"
+    merged = _merge(_merge(merged, departures), dict(top or {}))
+    return _parse(merged, source=str(overrides or preset), faults=faults)
 
 
 def preset_text(preset: str) -> str:
@@ -150,17 +158,59 @@ def parse_config(values: Mapping[str, object], *, source: str) -> RunConfig:
     Raises:
         ConfigError: with every fault, one a line.
     """
-    faults: dict[str, str] = {}
+    return _parse(values, source=source, faults={})
+
+
+def _parse(values: Mapping[str, object], *, source: str, faults: dict[str, str]) -> RunConfig:
+    """Validate a whole configuration of which some faults are known already."""
     config = None
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as exc:
-        faults = {".".join(map(str, fault["loc"])): fault["msg"] for fault in exc.errors()}
+        found = ((".".join(map(str, fault["loc"])), fault) for fault in exc.errors())
+        faults |= {key: _describe(key, fault) for key, fault in found}
     faults |= _combinations(config or _without(values, faults), faults)
     if config is None or faults:
         lines = [f"  {key}: {text}" for key, text in faults.items()]
         raise ConfigError("\n".join([f"{source}: {len(faults)} fault(s)", *lines]))
     return config
+
+
+def _describe(key: str, fault: ErrorDetails) -> str:
+    """Say what is wrong with a key, and what was given."""
+    if fault["type"] == "missing":
+        return fault["msg"]
+    if fault["type"] != "extra_forbidden":
+        return f"{fault['msg']}, got {_told(fault['input'])}"
+    near = f", the nearest is {like}" if (like := _nearest(key)) else ""
+    return f"there is no such key{near}; 'python -m training settings' prints all"
+
+
+def _nearest(key: str) -> str | None:
+    """Find the key that was meant: the same name in another section, or one spelt much alike."""
+    known = {_last(name): name for name in _keys(RunConfig) if name != "preset"}
+    like = difflib.get_close_matches(_last(key), known, n=1)
+    return known[like[0]] if like else None
+
+
+def _last(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    """Name all sections and keys."""
+    names: list[str] = []
+    for name, field in section.model_fields.items():
+        names.append(prefix + name)
+        below = field.annotation
+        if isinstance(below, type) and issubclass(below, BaseModel):
+            names += _keys(below, f"{prefix}{name}.")
+    return names
+
+
+def _told(value: object) -> str:
+    """Write a value as in TOML, shortened if it is long."""
+    return str(value).lower() if isinstance(value, bool) else reprlib.repr(value)
 
 
 def _combinations(config: RunConfig | None, faulty: Mapping[str, str]) -> dict[str, str]:
@@ -181,7 +231,8 @@ def _combinations(config: RunConfig | None, faulty: Mapping[str, str]) -> dict[s
             "bpr learns from pairs: a step needs at least 2 impressions",
         ),
         (
-            optim.pairwise_share > 0 and optim.rows_per_user < 2,  # noqa: PLR2004  a pair
+            # BPR draws its pairs from the whole log.
+            config.model != "bpr" and optim.pairwise_share > 0 and optim.rows_per_user < 2,  # noqa: PLR2004  a pair
             ("optim.pairwise_share", "optim.rows_per_user"),
             f"pairs of a user's impressions need rows_per_user >= 2, not {optim.rows_per_user}",
         ),

@@ -12,6 +12,8 @@ from pydantic import BaseModel
 from training.config import PRESETS, RunConfig, load_config
 from training.errors import ConfigError
 
+ALL = "'python -m training settings' prints all"
+
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_load(preset: str) -> None:
@@ -105,7 +107,7 @@ def test_values_that_exclude_each_other_are_refused_with_all_other_faults(tmp_pa
 
     assert str(caught.value).splitlines() == [
         f"{path}: 3 fault(s)",
-        "  optim.learning_rat: Extra inputs are not permitted",
+        f"  optim.learning_rat: there is no such key, the nearest is optim.learning_rate; {ALL}",
         "  network.num_heads: 7 heads do not divide item_dim + category_dim = 129 evenly",
         "  optim.batch_size: bpr learns from pairs: a step needs at least 2 impressions",
     ]
@@ -122,6 +124,17 @@ def test_pairs_need_impressions_of_a_user_that_stay_together(tmp_path: Path) -> 
     assert load_config("modern", overrides=path).optim.rows_per_user == 1
 
 
+def test_bpr_has_its_own_pairs(tmp_path: Path) -> None:
+    """It leaves pairwise_share unread, so impressions may be mixed beside it."""
+    path = tmp_path / "run.toml"
+    path.write_text("[optim]\nrows_per_user = 1\n")
+
+    config = load_config("modern", overrides=path, top={"model": "bpr"})
+
+    assert config.optim.pairwise_share > 0
+    assert config.optim.rows_per_user == 1
+
+
 def test_nothing_more_is_said_of_a_faulty_key(tmp_path: Path) -> None:
     """A combination that hangs on an impossible value is not told on top of it."""
     path = tmp_path / "run.toml"
@@ -131,3 +144,66 @@ def test_nothing_more_is_said_of_a_faulty_key(tmp_path: Path) -> None:
         load_config("modern", overrides=path)
 
     assert "a shard of 5 impressions does not fill a step of 512" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "line", "told"),
+    [
+        ("optim", "clip_norm = inf", "finite number, got inf"),
+        ("optim", "weight_decay = nan", "finite number, got nan"),
+        ("data", "negatives_per_positive = inf", "finite number, got inf"),
+        ("execution", "checkpoint_minutes = inf", "finite number, got inf"),
+        ("optim", "batch_size = true", "integer, got true"),
+        ("optim", "batch_size = 64.0", "integer, got 64.0"),
+        ("optim", "learning_rate = true", "number, got true"),
+        ("optim", 'coupled = "yes"', "boolean, got 'yes'"),
+        ("optim", "coupled = 1", "boolean, got 1"),
+        ("optim", "max_epochs = -3", "greater than or equal to 1, got -3"),
+        ("network", 'init = "zeros"', "'plain' or 'reference', got 'zeros'"),
+    ],
+)
+def test_a_value_of_another_kind_is_told_as_it_was_given(
+    tmp_path: Path, section: str, line: str, told: str
+) -> None:
+    """Nothing is taken for what it might have meant: no infinity, no 1 for true, no true for 1."""
+    path = tmp_path / "run.toml"
+    path.write_text(f"[{section}]\n{line}\n")
+
+    with pytest.raises(ConfigError, match="1 fault") as caught:
+        load_config("modern", overrides=path)
+
+    assert f"  {section}.{line.partition(' =')[0]}: " in str(caught.value)
+    assert str(caught.value).endswith(told)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("batch_size = 7\n", "batch_size: there is no such key, the nearest is optim.batch_size;"),
+        ("[network]\nseed = 7\n", "network.seed: there is no such key, the nearest is seed;"),
+        ("[optm]\nbatch_size = 7\n", "optm: there is no such key, the nearest is optim;"),
+        ("[data]\nzzz = 7\n", "data.zzz: there is no such key;"),
+    ],
+)
+def test_an_unknown_key_is_told_with_the_nearest(tmp_path: Path, text: str, said: str) -> None:
+    """In the section where it belongs, if there is one like it; and where all keys stand."""
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+
+    with pytest.raises(ConfigError) as caught:
+        load_config("modern", overrides=path)
+
+    assert f"  {said} {ALL}" in str(caught.value)
+
+
+def test_a_file_cannot_rename_the_preset(tmp_path: Path) -> None:
+    """It departs from the preset that was chosen; a name in it would only say something untrue."""
+    path = tmp_path / "run.toml"
+    path.write_text('preset = "paper"\n[optim]\nbatch_size = 0\n')
+
+    with pytest.raises(ConfigError, match="2 fault") as caught:
+        load_config("modern", overrides=path)
+
+    assert "preset: a file departs from a preset, got 'paper': choose it with --preset" in str(
+        caught.value
+    )
