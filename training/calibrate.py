@@ -29,6 +29,7 @@ from training.metrics import evaluate_scores, probability
 from training.processes import scoring_device
 from training.ranking import Doubles, Floats
 from training.shards import Shards
+from training.user_counts import UserCounts
 
 _FILE = "calibration.json"
 _NEWTON_STEPS = 100
@@ -39,7 +40,8 @@ class Calibration:
     """The line that makes a logit calibrated: ``slope * (logit + prior_shift) + intercept``.
 
     Attributes:
-        prior_shift: log of the share of negatives that training kept; 0 when it kept all.
+        prior_shift: log of the share of negatives that training kept; 0 when it kept all, or
+            learnt from pairs alone.
         slope: above 0, so that the ranking stays; below 1 it takes back over-confidence.
         intercept: what is left of the base rate.
     """
@@ -112,19 +114,22 @@ def load_calibration(run: Path) -> Calibration:
 def prior_shift(config: RunConfig, learns: Iterable[Impressions]) -> float:
     """Log of the share of negatives that an epoch keeps, 0 or less.
 
-    ``learns`` is in parts of whole users. Dropping negatives multiplies the odds that a model learns by one over that share (King and
-    Zeng 2001, prior correction); pairwise losses learn no odds, and shift nothing.
+    Dropping negatives multiplies the odds that a model learns by one over that share (King and
+    Zeng 2001, prior correction). A loss over pairs learns no odds: whatever is added to a user's
+    logits leaves it as it is. So nothing is shifted where pairs are the whole loss, in BPR or by
+    ``optim.pairwise_share`` of 1; where they are a share of it, cross entropy alone decides how
+    high logits lie, and the shift is the same.
+
+    Args:
+        config: of the run.
+        learns: the impressions that it learns from.
     """
     ratio = config.data.negatives_per_positive
-    if ratio is None or config.model == "bpr":
+    if ratio is None or config.model == "bpr" or config.optim.pairwise_share == 1:
         return 0.0
-    kept = total = 0.0
-    for part in learns:
-        _, user = np.unique(part.user_ids, return_inverse=True)
-        clicks = np.bincount(user, part.labels)
-        passed = np.bincount(user) - clicks
-        kept += float(np.minimum(passed, np.floor(clicks * (1 + ratio)) - clicks).sum())
-        total += float(passed.sum())
+    counts = UserCounts.of((part.user_ids, part.labels) for part in learns)
+    clicks = int(counts.clicks.sum())
+    kept, total = int(counts.drawn(ratio).sum()) - clicks, int(counts.shown.sum()) - clicks
     return math.log(kept / total) if kept else 0.0
 
 

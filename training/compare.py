@@ -218,13 +218,13 @@ def compare(
     if test is None:
         raise DataError("the log has no test_data.csv: nothing to compare on")
     first = _opponent(field, against)
+    users = user_auc(test.user_ids, test.labels, np.zeros(len(test)))
+    if not len(users.users):
+        raise DataError("no test user has both clicked and other impressions: nothing to rank")
     results = {}
     for one in sorted(field, key=lambda c: c.label != first):
         say(f"{one.label}")
         results[one.label] = _run(one, log, test, out, seeds=seeds, cutoffs=cutoffs, say=say)
-    users = user_auc(test.user_ids, test.labels, np.zeros(len(test)))
-    if not len(users.users):
-        raise DataError("no test user has both clicked and other impressions: nothing to rank")
     return Comparison(
         against=first,
         results=results,

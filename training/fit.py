@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from model_store import FloatArray
 from training.config import RunConfig
-from training.errors import DataError, StoppedError
+from training.errors import StoppedError
 from training.evaluate import build_network, score, validation_examples
 from training.examples import Examples
 from training.interactions import ClickLog
@@ -25,6 +25,7 @@ from training.models.thacil import Thacil
 from training.processes import ALONE, Processes
 from training.run_directory import Progress, RunDirectory, load_run
 from training.shards import Shards
+from training.sufficiency import check_sufficient
 
 __all__ = ["fit", "load_run", "make_optimizer"]
 
@@ -42,7 +43,7 @@ def fit(config: RunConfig, log: ClickLog, out: Path, processes: Processes = ALON
 
     Raises:
         ConfigError: ``out`` holds another run.
-        DataError: the log has no click to learn from, or none to validate on.
+        DataError: the log holds too little to learn from, or to validate on.
         StoppedError: SIGINT or SIGTERM came; the run is saved where it stands.
     """
     if config.threads:
@@ -50,7 +51,7 @@ def fit(config: RunConfig, log: ClickLog, out: Path, processes: Processes = ALON
     torch.manual_seed(config.seed)
     log, index = log.indexed()
     shards = Shards(config, log, processes)
-    _check_labels(shards, processes)
+    check_sufficient(config, shards, processes)
     sizes = {
         "feature_dim": log.feature_dim,
         "num_categories": log.num_categories,
@@ -106,15 +107,6 @@ def _learn(
     journal.close()
 
 
-def _check_labels(shards: Shards, processes: Processes) -> None:
-    own = shards.clicks, shards.rows, shards.validates.labels.sum(), len(shards.validates)
-    clicks, rows, validation_clicks, validation_rows = processes.sum(*own)
-    parts = (("training", clicks, rows), ("validation", validation_clicks, validation_rows))
-    for name, found, of in parts:
-        if not 0 < found < of:
-            raise DataError(f"the {name} split of {of:.0f} rows lacks clicks or non-clicks")
-
-
 def _validate(network: Network, examples: Examples, processes: Processes) -> dict[str, float]:
     """Measure on all processes' validation rows; each scores its own users."""
     rows = examples.impressions
@@ -133,8 +125,6 @@ def _finish_epoch(
     measured: dict[str, float],
 ) -> bool:
     """Enter an epoch into the history and decide whether it was the last."""
-    if not progress.rows:
-        raise DataError("no user both clicked and passed over a video: there is no pair to learn")
     loss = progress.loss_sum / progress.rows
     progress.epoch += 1
     entry = {

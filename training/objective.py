@@ -12,6 +12,7 @@ from training.evaluate import forward
 from training.examples import Examples, Plan
 from training.models import Network
 from training.models.bpr import Bpr, pairwise_loss
+from training.user_counts import UserCounts
 
 
 def plan_epoch(config: RunConfig, examples: Examples, rng: np.random.Generator, size: int) -> Plan:
@@ -24,6 +25,22 @@ def plan_epoch(config: RunConfig, examples: Examples, rng: np.random.Generator, 
         negatives=config.data.negatives_per_positive,
         rows_per_user=config.optim.rows_per_user,
     )
+
+
+def count_steps(config: RunConfig, counts: UserCounts, size: int) -> int:
+    """Say how many steps :func:`plan_epoch` will plan, from what the users did.
+
+    Args:
+        config: which model, and whether negatives are drawn.
+        counts: of the impressions that are learnt from.
+        size: impressions per step.
+    """
+    if config.model == "bpr":
+        pairs = int(counts.clicks[counts.has_both].sum())
+        return pairs // min(max(1, size // 2), max(1, pairs))
+    ratio = config.data.negatives_per_positive
+    rows = int((counts.shown if ratio is None else counts.drawn(ratio)).sum())
+    return max(rows // size, min(rows, 1))
 
 
 def loss_of(

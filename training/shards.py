@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from model_store import IntArray
+from model_store import FloatArray, IntArray
 from training.batches import Batch
 from training.config import RunConfig
 from training.errors import DataError
@@ -15,9 +15,10 @@ from training.evaluate import train_examples
 from training.examples import Examples
 from training.impressions import Impressions
 from training.interactions import ClickLog
-from training.objective import plan_epoch
+from training.objective import count_steps, plan_epoch
 from training.processes import ALONE, Processes
 from training.split import Split, pieces
+from training.user_counts import UserCounts, joined_counts
 
 
 class Shards:
@@ -53,11 +54,19 @@ class Shards:
         self.split = Split.of(config, index.categories >= 0, rows, processes)
         self.validates = self.split.validates(rows)
         self._kept: Examples | None = None
-        learnt = [self._count(*edge) for edge in pairwise(self._edges)]
-        self._learnt = [count for count, _ in learnt]
-        self.rows, self.clicks = (sum(column) for column in zip(*learnt, strict=True))
-        self.steps = processes.lowest(max(1, sum(n // self.step_rows for n in self._learnt)))
-        """Of an epoch, where no negatives are sampled."""
+        counts = [self._count(*edge) for edge in pairwise(self._edges)]
+        self._learnt = [int(each.shown.sum()) for each in counts]
+        self.counts = joined_counts(counts)
+        """What the users whose rows are learnt from did, in those rows."""
+        self.steps = processes.lowest(
+            sum(count_steps(config, each, self.step_rows) for each in counts)
+        )
+        """Of an epoch; it ends when the first process has none left."""
+
+    @property
+    def rows(self) -> int:
+        """Impressions that are learnt from."""
+        return sum(self._learnt)
 
     @property
     def step_rows(self) -> int:
@@ -98,14 +107,15 @@ class Shards:
         self._kept = train_examples(self._config, self._log, rows)
         return self._kept
 
-    def _count(self, begin: int, end: int) -> tuple[int, int]:
-        """How many rows of a range are learnt from, and how many of them are clicks."""
-        rows = clicks = 0
-        for part in pieces(self._log.train.part(begin, end)):
-            learns = ~self.split.held[part.item_ids]
-            rows += int(np.count_nonzero(learns))
-            clicks += int(part.labels[learns].sum())
-        return rows, clicks
+    def _count(self, begin: int, end: int) -> UserCounts:
+        """Count the rows of a range that are learnt from."""
+
+        def learnt() -> Iterator[tuple[IntArray, FloatArray]]:
+            for part in pieces(self._log.train.part(begin, end)):
+                learns = ~self.split.held[part.item_ids]
+                yield part.user_ids[learns], part.labels[learns]
+
+        return UserCounts.of(learnt())
 
 
 def _user_edges(offsets: IntArray, parts: int) -> IntArray:

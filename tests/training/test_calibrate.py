@@ -131,6 +131,16 @@ def test_the_prior_shift_is_the_share_of_negatives_drawn(log: ClickLog, ratio: f
     assert prior_shift(_config(), [learns]) == 0.0
 
 
+@pytest.mark.parametrize(("share", "shifts"), [(0.0, True), (0.9, True), (1.0, False)])
+def test_pairs_alone_learn_no_odds_to_shift(log: ClickLog, share: float, *, shifts: bool) -> None:
+    """As long as cross entropy has a share of the loss, sampling moves what it learns."""
+    config = _config(negatives_per_positive=1.0)
+    optim = config.optim.model_copy(update={"pairwise_share": share})
+    config = config.model_copy(update={"optim": optim})
+
+    assert (prior_shift(config, [log.train]) < 0.0) is shifts
+
+
 def test_sampled_negatives_leave_no_trace_in_probabilities(log: ClickLog, tmp_path: Path) -> None:
     """Trained on a negative for every four clicks, scores are far too high; calibrated, about right."""
     fit(_config(negatives_per_positive=0.25), log, tmp_path)

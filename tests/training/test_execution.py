@@ -185,6 +185,33 @@ def replace_data(config: RunConfig, **changes: int) -> object:
     return config.data.model_copy(update=changes)
 
 
+@pytest.mark.parametrize("shard_rows", [1 << 23, 900])
+@pytest.mark.parametrize(
+    ("model", "negatives"), [("thacil", None), ("thacil", 0.7), ("thacil", 3.0), ("bpr", None)]
+)
+def test_an_epoch_has_as_many_steps_as_it_says(
+    log: ClickLog, tmp_path: Path, model: str, negatives: float | None, shard_rows: int
+) -> None:
+    """Where negatives are drawn, pairs learnt from, or the log lies in shards, too."""
+    config = _config(tmp_path, model=model)
+    changes = {"negatives_per_positive": negatives, "shard_rows": shard_rows}
+    config = config.model_copy(update={"data": config.data.model_copy(update=changes)})
+
+    shards = Shards(config, log)
+
+    assert sum(1 for _ in shards.batches(1)) == shards.steps
+
+
+def test_the_rate_reaches_its_end_with_the_epoch(log: ClickLog, tmp_path: Path) -> None:
+    """Linear over the steps that there are: drawn negatives make fewer than all impressions do."""
+    config = _config(tmp_path, model="mean_pooling")
+    config = config.model_copy(update={"data": replace_data(config, negatives_per_positive=1)})
+
+    (entry,) = fit(config, log, tmp_path / "run").history
+
+    assert entry["learning_rate"] == pytest.approx(0.01 * config.optim.learning_rate)
+
+
 def test_an_epoch_over_shards_takes_the_memory_of_one(tmp_path: Path) -> None:
     """Of a log of 72 MB of columns, reading every step of an epoch takes less than 24 MB."""
     rows, users, videos = 2_000_000, 20_000, 2000
