@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError(f"{parsed.verb} runs in one process: only fit takes torchrun")
         _VERBS[parsed.verb](parsed)
     except StoppedError as exc:
-        again = shlex.join(["python", "-m", "training", *(arguments or sys.argv[1:])])
+        again = shlex.join([*_launcher(), "-m", "training", *(arguments or sys.argv[1:])])
         if os.environ.get("RANK", "0") == "0":
             print(f"stopped and saved {exc}; to go on from there:\n  {again}", file=sys.stderr)
         return 128 + exc.signal_number
@@ -44,6 +44,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("stopped at once; the same command goes on from what was saved last", file=sys.stderr)
         return 128 + signal.SIGINT
     return 0
+
+
+def _launcher() -> list[str]:
+    """What started this process; between machines, torchrun also wants to know where they meet."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        return ["python"]
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", count))
+    machines = ["--nnodes", str(count // local)] if count > local else []
+    return ["torchrun", *machines, "--nproc-per-node", str(local)]
 
 
 def fit_verb(options: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 TrainingError
 +-- DataError       a log, a feature file or a checkpoint that cannot be used
 +-- ConfigError     unknown keys or impossible values, all faults at once
++-- DivergedError   a loss or scores that are no numbers any more
 +-- PrecisionError  a lower precision that would change rankings
 +-- StoppedError    a signal asked for an end; what was done is saved
 """
@@ -20,6 +21,22 @@ class DataError(TrainingError):
 
 class ConfigError(TrainingError):
     """A configuration that cannot be used; the message lists every fault."""
+
+
+class DivergedError(TrainingError):
+    """A loss or scores that are not finite; nothing is saved of the epoch they appeared in.
+
+    Args:
+        epoch: from 1.
+        found: what was seen.
+        learning_rate: what the configuration says.
+    """
+
+    def __init__(self, epoch: int, found: str, learning_rate: float) -> None:
+        super().__init__(
+            f"epoch {epoch} diverged: {found}. What was saved before stays; lower "
+            f"optim.learning_rate, which is {learning_rate:g}, and take another --out"
+        )
 
 
 class PrecisionError(TrainingError):

@@ -88,7 +88,12 @@ def history_policy(config: RunConfig) -> Policy:
 
 
 def score(network: Network, examples: Examples) -> FloatArray:
-    """Score every impression: logits [n], in the order of the log."""
+    """Score every impression: logits [n], in the order of the log.
+
+    Raises:
+        DataError: the log's content features are not as wide as those trained on.
+    """
+    _check_width(network, examples)
     logits = np.empty(len(examples), np.float32)
     network.eval()
     with torch.inference_mode():
@@ -98,6 +103,16 @@ def score(network: Network, examples: Examples) -> FloatArray:
         for batch in examples.sequential(_ROWS_PER_BATCH):
             logits[batch.rows] = forward(network, batch.to(device)).cpu().numpy()
     return logits
+
+
+def _check_width(network: Network, examples: Examples) -> None:
+    embed = network if isinstance(network, Thacil) else network.embed
+    projection = embed.item_projection
+    if projection.in_features != examples.feature_dim:
+        raise DataError(
+            f"the run was trained on content features {projection.in_features} wide, those of the "
+            f"log are {examples.feature_dim} wide: take features that were extracted the same way"
+        )
 
 
 def _score_runs(network: Thacil, examples: Examples, logits: FloatArray) -> FloatArray:

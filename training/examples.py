@@ -100,6 +100,11 @@ class Examples:
         return len(self._candidates.features)
 
     @property
+    def feature_dim(self) -> int:
+        """F, width of the candidates' content features."""
+        return int(self._candidates.features.shape[1])
+
+    @property
     def rows_per_history(self) -> float:
         """How many impressions see the same history, on average."""
         ends = self._histories.ends[self._order]

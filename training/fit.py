@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from model_store import FloatArray
 from training.config import RunConfig
-from training.errors import StoppedError
+from training.errors import DivergedError, StoppedError
 from training.evaluate import build_network, score, validation_examples
 from training.examples import Examples
 from training.interactions import ClickLog
@@ -44,6 +45,7 @@ def fit(config: RunConfig, log: ClickLog, out: Path, processes: Processes = ALON
     Raises:
         ConfigError: ``out`` holds another run.
         DataError: the log holds too little to learn from, or to validate on.
+        DivergedError: the loss or the scores are not finite.
         StoppedError: SIGINT or SIGTERM came; the run is saved where it stands.
     """
     if config.threads:
@@ -92,11 +94,11 @@ def _learn(
         tensorboard=config.execution.tensorboard,
         speaks=processes.is_first,
     )
-    with stop_request(patient=processes.count > 1) as stop:
+    with closing(journal), stop_request(patient=processes.count > 1) as stop:
         is_done = False
         while not is_done:
             loop.epoch(progress, journal, stop)
-            measured = _validate(loop.network, validates, processes)
+            measured = _validate(loop.network, validates, processes, config, progress.epoch + 1)
             is_done = _finish_epoch(config, loop.optimizer, progress, measured)
             run.save_epoch(loop.network, loop.optimizer, progress)
             if processes.is_first:
@@ -104,16 +106,20 @@ def _learn(
             (asked,) = processes.sum(stop.signal_number is not None)
             if asked and not is_done:
                 raise StoppedError(progress.place(loop.steps), stop.signal_number or 0)
-    journal.close()
 
 
-def _validate(network: Network, examples: Examples, processes: Processes) -> dict[str, float]:
-    """Measure on all processes' validation rows; each scores its own users."""
+def _validate(
+    network: Network, examples: Examples, processes: Processes, config: RunConfig, epoch: int
+) -> dict[str, float]:
+    """Measure an epoch on all processes' validation rows; each scores its own users."""
     rows = examples.impressions
     logits = score(network, examples) if len(rows) else np.zeros(0, np.float32)
     columns: list[FloatArray] = [
         np.concatenate(processes.gather(column)) for column in (rows.labels, logits)
     ]
+    if bad := int(np.count_nonzero(~np.isfinite(columns[1]))):
+        found = f"{bad:,} of {len(columns[1]):,} validation logits are not finite"
+        raise DivergedError(epoch, found, config.optim.learning_rate)
     users = np.concatenate(processes.gather(rows.user_ids))
     return evaluate_scores(users, *columns)
 

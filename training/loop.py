@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +13,7 @@ from tqdm import tqdm
 
 from training.batches import Batch
 from training.config import RunConfig
-from training.errors import StoppedError
+from training.errors import DivergedError, StoppedError
 from training.interruption import StopRequest
 from training.journal import Journal
 from training.models import Network
@@ -98,6 +99,7 @@ class TrainingLoop:
 
         Raises:
             StoppedError: somebody asked for an end; the run is saved where it stands.
+            DivergedError: the loss is not finite.
         """
         self.network.train()
         epoch, steps = progress.epoch + 1, self._shards.steps
@@ -124,14 +126,21 @@ class TrainingLoop:
                 progress.rows += rows
                 shown.update()
                 if progress.steps % self._config.execution.log_steps == 0 or any(wants):
-                    progress.loss_sum = float(loss_sum)
+                    self._take_loss(progress, loss_sum)
                     self._note(progress, journal)
                 if any(wants):
                     progress.seconds += time.monotonic() - begin
                     begin = time.monotonic()
                     self._save(progress, is_end=wants[1], stop=stop)
-        progress.loss_sum = float(loss_sum)
+        self._take_loss(progress, loss_sum)
         progress.seconds += time.monotonic() - begin
+
+    def _take_loss(self, progress: Progress, loss_sum: Tensor) -> None:
+        """Read the loss from its device: seldom, as that waits for it, and before all saving."""
+        progress.loss_sum = float(loss_sum)
+        if not math.isfinite(progress.loss_sum):
+            found = f"the training loss is {progress.loss_sum}"
+            raise DivergedError(progress.epoch + 1, found, self._config.optim.learning_rate)
 
     def _step(
         self, batch: Batch | None, loss_sum: Tensor, stop: StopRequest

@@ -99,10 +99,10 @@ def synthesize(
         test_video_share: of the videos, those that only the test file knows.
 
     Raises:
-        DataError: sizes of which no world can be made.
+        DataError: sizes or a seed of which no world can be made.
     """
     arguments = {key: value for key, value in locals().items() if key != "out"}
-    _check(users, videos, interactions, categories, feature_dim)
+    _check(users, videos, interactions, categories, feature_dim, seed)
     rng = np.random.default_rng(seed)
     out.mkdir(parents=True, exist_ok=True)
     first_test = int(videos * (1 - test_video_share))
@@ -286,9 +286,11 @@ def _write_csv(path: Path, columns: list[IntArray]) -> None:
         pa.csv.write_csv(table, file, options)
 
 
-def _check(users: int, videos: int, interactions: int, categories: int, feature_dim: int) -> None:
+def _check(
+    users: int, videos: int, interactions: int, categories: int, feature_dim: int, seed: int
+) -> None:
     limits = {"users": (users, 1), "videos": (videos, 8), "interactions": (interactions, 10)}
-    limits |= {"categories": (categories, 1), "feature_dim": (feature_dim, 2)}
+    limits |= {"categories": (categories, 1), "feature_dim": (feature_dim, 2), "seed": (seed, 0)}
     faults = [
         f"{n} is {value}, at least {low}" for n, (value, low) in limits.items() if value < low
     ]
