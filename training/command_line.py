@@ -10,7 +10,9 @@ from training.config import MODELS, PRESETS
 from training.ranking import CUTOFFS
 
 _FIT = """\
-Trains, stops when the validation split of the training file no longer gets better, and calibrates.
+Trains, stops early, and calibrates on the validation split of the training file. Preset modern
+stops when gAUC on that split no longer gets better, paper after epochs that hardly lower the
+training loss; both take the weights of the epoch with the best gAUC.
 Ctrl-C saves; the same command goes on, after a crash from the last checkpoint, and ends with the
 weights that it would have had anyway.
 
@@ -235,7 +237,10 @@ def _add_compare(verbs: _Verbs) -> None:
         "--preset", choices=PRESETS, default="modern", help="of models that name none (modern)"
     )
     compare.add_argument(
-        "--config", type=Path, metavar="FILE", help="TOML file of departures, for all models"
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="TOML of departures from the preset, of models that name no file: MODEL, MODEL@PRESET",
     )
     compare.add_argument(
         "--against", metavar="NAME", help="whom the others are held against (the first thacil)"

@@ -68,3 +68,12 @@ def test_only_fit_runs_in_several_processes(
 
     assert main(["settings"]) == 1
     assert "only fit takes torchrun" in capsys.readouterr().err
+
+
+def test_help_says_what_holds_for_each_preset_and_each_contender() -> None:
+    """When a run stops hangs on the preset; --config leaves contenders with their own file alone."""
+    fit, compare = _verbs()["fit"], _verbs()["compare"]
+    config = next(action for action in compare._actions if action.dest == "config")
+
+    assert "paper after epochs that hardly lower the\ntraining loss" in (fit.description or "")
+    assert "models that name no file" in (config.help or "")

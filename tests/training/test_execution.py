@@ -93,9 +93,9 @@ def test_bfloat16_computes_steps_and_keeps_weights(log: ClickLog, tmp_path: Path
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_a_compiled_step_is_the_same_step(log: ClickLog, tmp_path: Path) -> None:
-    """Loss and gradient of the compiled loss are those of the plain one."""
-    # The smallest model: compilation is what takes the time.
-    config = _config(tmp_path, model="bpr")
+    """Loss and gradient of the compiled loss are those of the plain one, pairs of users included."""
+    config = _config(tmp_path)
+    assert config.optim.pairwise_share > 0
     compiled = config.model_copy(update={"execution": ExecutionConfig(compile=True)})
     torch.manual_seed(0)
     network = build_network(config, feature_dim=12, num_categories=log.num_categories)
