@@ -16,6 +16,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
+_BETWEEN_CONNECTIONS = 0.002
 _SEPARATOR = b"\r\n\r\n"
 
 
@@ -267,4 +268,6 @@ def one(port: int, request: bytes) -> tuple[int, bytes]:
 async def _connect(port: int, on_answer: Callable[[Connection, int], None]) -> Connection:
     loop = asyncio.get_running_loop()
     _, client = await loop.create_connection(lambda: Connection(on_answer), "127.0.0.1", port)
+    # Callers do not connect in one instant: whichever worker of several woke first took them all.
+    await asyncio.sleep(_BETWEEN_CONNECTIONS)
     return client
