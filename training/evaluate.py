@@ -21,7 +21,6 @@ from training.models.thacil import Thacil, ThacilShape
 from training.models.thacil_shared import (
     Windows,
     can_share,
-    candidate_rows,
     score_runs,
     shared_logits,
     shared_profile,
@@ -117,14 +116,11 @@ def _check_width(network: Network, examples: Examples) -> None:
 
 
 def _score_runs(network: Thacil, examples: Examples, logits: FloatArray) -> FloatArray:
-    """Do what hangs on a candidate or a history alone once for each; the rest per pair."""
+    """Embed every candidate once, profile every history once; the rest per pair."""
+    table = np.empty((examples.num_candidates, network.shape.embedding_dim), np.float32)
     device = next(network.parameters()).device
-    nothing = torch.zeros(0, network.shape.embedding_dim, device=device)
-    width = candidate_rows(network, nothing).shape[1]
-    table = np.empty((examples.num_candidates, width), np.float32)
     for items, features, categories in examples.candidate_contents(_ROWS_PER_BATCH):
-        videos = network.embed(features.to(device), categories.to(device))
-        table[items] = candidate_rows(network, videos).cpu().numpy()
+        table[items] = network.embed(features.to(device), categories.to(device)).cpu().numpy()
     for cpu_batch in examples.sequential(_ROWS_PER_BATCH, with_candidates=False):
         batch = cpu_batch.to(device)
         windows = Windows(batch.clicks, batch.group, batch.first, batch.lengths)

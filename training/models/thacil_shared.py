@@ -71,22 +71,8 @@ def shared_logits(
     return network.head(user_ND, candidates_ND)
 
 
-def candidate_rows(network: Thacil, videos_VD: Tensor) -> Tensor:
-    """What :func:`score_runs` takes of each candidate, once per video: [V, R].
-
-    The candidate's half of the target attention's and of the head's first layer, and, where the
-    head multiplies user and candidate, the candidate.
-    """
-    _, item_weight = network.hidden.weight.split(network.shape.embedding_dim, dim=1)
-    rows = [
-        network.target_attention.query(videos_VD),
-        functional.linear(videos_VD, item_weight, network.hidden.bias),
-    ]
-    return torch.cat(rows if network.interaction is None else [*rows, videos_VD], dim=1)
-
-
 def score_runs(
-    network: Thacil, profile: Profile, runs_U: Sequence[int], candidates_NR: Tensor
+    network: Thacil, profile: Profile, runs_U: Sequence[int], candidates_ND: Tensor
 ) -> Tensor:
     """Score many candidates per history, for evaluation: logits [N].
 
@@ -94,31 +80,29 @@ def score_runs(
         network: in evaluation mode.
         profile: of U histories.
         runs_U: how many candidates each history has.
-        candidates_NR: rows of candidates, history after history.
+        candidates_ND: embedded candidates, history after history.
     """
     attention, width = network.target_attention, network.shape.embedding_dim
-    user_weight, _ = network.hidden.weight.split(width, dim=1)
+    user_weight, item_weight = network.hidden.weight.split(width, dim=1)
     key_UBD = attention.value(profile.blocks)
     filled_U = profile.valid.sum(dim=1).tolist()
-    parts = [attention.query.out_features, network.hidden.out_features]
-    parts += [] if network.interaction is None else [width]
     # Small pieces: what lies between two products stays in the processor's cache.
     pieces = [
         (user, piece)
-        for user, run in enumerate(candidates_NR.split(list(runs_U)))
+        for user, run in enumerate(candidates_ND.split(list(runs_U)))
         for piece in run.split(_PIECE)
     ]
     logits = []
     for user, candidates in pieces:
         # A user without clicks attends uniformly to blocks that are all alike.
         blocks = slice(0, filled_U[user] or None)
-        query_ND, item_NE, *multiplied = candidates.split(parts, dim=1)
-        hidden_NBD = (key_UBD[user, blocks] + query_ND[:, None]).relu_()
+        hidden_NBD = (key_UBD[user, blocks] + attention.query(candidates)[:, None]).relu_()
         weights_NBD = torch.softmax(attention.score(hidden_NBD), dim=1)
         user_ND = weights_NBD.mul_(profile.blocks[user, blocks]).sum(dim=1)
-        hidden_NE = item_NE + functional.linear(user_ND, user_weight)
+        hidden_NE = functional.linear(candidates, item_weight, network.hidden.bias)
+        hidden_NE += functional.linear(user_ND, user_weight)
         if network.interaction is not None:
-            hidden_NE += network.interaction(user_ND.mul_(multiplied[0]))
+            hidden_NE += network.interaction(user_ND * candidates)
         logits.append(network.output(hidden_NE.relu_()).squeeze(-1))
     return torch.cat(logits)
 
