@@ -12,6 +12,7 @@ from starlette.types import Scope
 
 from model_store import ModelStoreError
 from service import bodies, metrics
+from service.admission import OverloadedError
 from service.answers import PROBLEMS, Written, check_limit, json_answer
 from service.event_body import EVENTS_SCHEMA, parse_events
 from service.live_model import NoModelError
@@ -86,7 +87,7 @@ async def score(parts: Parts, raw: bytes, scope: Scope) -> Written:
     """Answer ``POST /score``, in the form that it was asked in."""
     start = time.perf_counter()
     if parts.admission.full:
-        raise TOO_MANY
+        raise OverloadedError(TOO_MANY)
     compact = is_compact(scope)
     asked = parse_compact(raw) if compact else parse_score(raw)
     check_limit("candidates", len(asked.video_ids), parts.settings.max_candidates)

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import metrics
 from service.access_log import AccessLog
+from service.admission import OverloadedError
 from service.draining import Drain
 from service.problems import MEDIA_TYPE, ProblemError, problem_response, write_problem
 from service.refusals import TOO_MANY, problem_of
@@ -76,7 +77,7 @@ class Edge:
         self._drain = drain
         self._tracer = tracer
         self._refuses = refuses
-        self._too_many = problem_of(TOO_MANY)
+        self._too_many = problem_of(OverloadedError(TOO_MANY))
 
     def refusal(self, scope: Scope) -> tuple[int, Headers, bytes] | None:
         """Return the whole answer to a request that is one too many: status, headers, body.

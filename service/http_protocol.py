@@ -67,7 +67,10 @@ class JoinedHttp(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """End a request; where it was refused before it ended, its connection idles from here."""
         super().on_message_complete()
-        if self.cycle.response_complete and self.timeout_keep_alive_task is None:
+        # Without a cycle the connection becomes another protocol's.
+        if self.cycle is None or not self.cycle.response_complete or self.transport.is_closing():
+            return
+        if self.timeout_keep_alive_task is None:
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )

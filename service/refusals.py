@@ -18,7 +18,7 @@ _STATUS: Final[dict[type[Exception], int]] = {
     NoModelError: 503,
     DeadlineError: 504,
 }
-TOO_MANY: Final = OverloadedError("too many candidates are being ranked already: try again")
+TOO_MANY: Final = "too many candidates are being ranked already: try again"
 """Said of a request that is not even read: to refuse must cost little when there is too much."""
 REFUSALS: Final[tuple[type[Exception], ...]] = (
     ProblemError,

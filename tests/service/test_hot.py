@@ -224,9 +224,9 @@ def test_who_waits_for_a_turn_in_vain_is_told_so_and_holds_nobody_up(
                 return running.post("/score", json=body).status_code
 
             redis.execute_command("CLIENT PAUSE", 4_000, "ALL")
-            begin = time.monotonic()
             stalled = list(pool.map(ask, range(60)))
-            time.sleep(max(0.0, begin + 4.2 - time.monotonic()))
+            # Answered when the pause is over.
+            redis.ping()
             healed = list(pool.map(ask, range(5)))
             waiting = metric(running, "ctr_candidates_in_flight")
 

@@ -6,12 +6,14 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import uvicorn
 
 from service.admission import Admission, OverloadedError
+from service.api import score
 
 BODY = b"x" * 30_000
 
@@ -130,6 +132,18 @@ def test_a_refused_connection_that_idles_is_ended(port: int) -> None:
         begin = time.monotonic()
         assert connection.recv(1) == b""
         assert time.monotonic() - begin < 8
+
+
+async def test_refusals_share_nothing_that_grows() -> None:
+    """One error raised again and again would keep the frames, and bodies, of all requests."""
+    parts: Any = SimpleNamespace(admission=SimpleNamespace(full=True))
+    raised = []
+    for _ in range(2):
+        with pytest.raises(OverloadedError) as caught:
+            await score(parts, b"", {})
+        raised.append(caught.value)
+
+    assert raised[0] is not raised[1]
 
 
 def test_there_is_no_room_for_a_request_of_the_usual_size() -> None:
