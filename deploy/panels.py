@@ -110,7 +110,8 @@ SERVICE = Dashboard(
         Panel(
             "Queue: candidates in flight",
             "short",
-            "Candidates being ranked or waiting. Near the limit (20,000 a worker): calls get 429.",
+            "Candidates being ranked or waiting, a call counted as 200 more. Near the limit "
+            "(20,000 a worker): calls get 429.",
             (Line("{{instance}}", "sum by (instance) (ctr_candidates_in_flight)"),),
         ),
         Panel(

@@ -23,6 +23,7 @@ from service.edge import Edge, Tracer
 from service.events import Events
 from service.fast_path import FastPath
 from service.flags import from_environment
+from service.garbage import start_left_alone
 from service.head_queue import Batching, HeadQueue
 from service.live_model import LiveModel
 from service.logs import configure_logs
@@ -160,6 +161,7 @@ async def _assembled(settings: Settings, url: str, drain: Drain) -> AsyncIterato
         following = live.follow(), parts.changes.run(), parts.background.run()
         for work in (*following, warmth.remember(live)):
             stack.push_async_callback(_cancelled, asyncio.create_task(work))
+        stack.enter_context(start_left_alone())
         yield parts
 
 

@@ -59,7 +59,7 @@ CACHED_ROWS: Final = Gauge(
 )
 ROWS_IN_FLIGHT: Final = Gauge(
     "ctr_candidates_in_flight",
-    "Candidates being ranked, or waiting to be.",
+    "Candidates being ranked or waiting to be, each request counted as 200 more.",
     multiprocess_mode="livesum",
 )
 JOBS_PER_RUN: Final = Histogram(

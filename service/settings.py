@@ -58,7 +58,8 @@ class Settings(BaseSettings):
         last_profiles: profiles kept per process for when Redis is gone.
         profile_queue: users waiting for a background profile, more are dropped.
         profile_patience_seconds: how long they wait at most.
-        max_candidates_in_flight: candidates that are ranked or wait per process; more get 429.
+        max_candidates_in_flight: candidates that are ranked or wait per process, each request
+            counted as 200 more; what is beyond gets 429.
         score_timeout_ms: how long a ranking may take; callers may ask for less.
         threads: threads for model runs per process.
         warm_videos: videos used last that are encoded before a process is ready, or a promoted

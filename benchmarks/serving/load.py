@@ -215,7 +215,7 @@ async def _open(
     loop = asyncio.get_running_loop()
     run = _Run(requests, loop.create_future())
     total = max(1, int(rate * seconds))
-    idle: deque[Connection] = deque()
+    idle: list[Connection] = []
     due: deque[float] = deque()
     answers = 0
 
@@ -241,7 +241,8 @@ async def _open(
         elif number % 16 == 0:
             await asyncio.sleep(0)
         if idle:
-            idle.popleft().send(run.take(), meant)
+            # As pools of connections do: the one that was used last.
+            idle.pop().send(run.take(), meant)
         else:
             due.append(meant)
     await asyncio.wait_for(run.done, 60)

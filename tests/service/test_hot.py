@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -130,11 +131,13 @@ def narrow(
     store: ModelStore, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[httpx.Client]:
     """A service with room for 500 candidates."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CTR_MAX_CANDIDATES_IN_FLIGHT", "500")
-        patch.setenv("CTR_INLINE_MICROSECONDS", "0")
-        with serving(store, tmp_path_factory.mktemp("narrow")) as running:
-            yield running
+    with ExitStack() as stack:
+        # Only while it starts: other services of this module have room for more.
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("CTR_MAX_CANDIDATES_IN_FLIGHT", "500")
+            patch.setenv("CTR_INLINE_MICROSECONDS", "0")
+            running = stack.enter_context(serving(store, tmp_path_factory.mktemp("narrow")))
+        yield running
 
 
 def inline(count: int) -> list[dict[str, object]]:

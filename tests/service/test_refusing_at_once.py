@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
@@ -148,7 +149,7 @@ async def test_refusals_share_nothing_that_grows() -> None:
 
 def test_there_is_no_room_for_a_request_of_the_usual_size() -> None:
     """Smaller ones are refused with it: to find out would mean to read them."""
-    admission = Admission(1_000)
+    admission = Admission(1_600)
     for _ in range(200):
         with admission.admitted(300):
             assert not admission.full
@@ -156,7 +157,23 @@ def test_there_is_no_room_for_a_request_of_the_usual_size() -> None:
         assert not admission.full
         with admission.admitted(150):
             assert admission.full
-            with pytest.raises(OverloadedError, match="750 candidates"), admission.admitted(300):
+            with (
+                pytest.raises(OverloadedError, match="1350 candidates"),
+                admission.admitted(300),
+            ):
                 pass
     assert admission.rows == 0
     assert not admission.full
+
+
+def test_a_request_counts_beside_its_candidates() -> None:
+    """Else a queue of small ones, which cost as much to read and answer, is many times as long."""
+    admission = Admission(20_000)
+    with ExitStack() as stack:
+        for _ in range(99):
+            stack.enter_context(admission.admitted(1))
+        with pytest.raises(OverloadedError, match="counted as 200"):
+            stack.enter_context(admission.admitted(1))
+    assert admission.rows == 0
+    with admission.admitted(50_000):
+        assert admission.rows > 50_000

@@ -1,0 +1,45 @@
+"""What the garbage collector walks while the service answers."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from typing import Any
+
+from pydantic import SecretStr
+
+from model_store import ModelStore
+from service.app import create_app
+from service.settings import Settings
+
+
+def test_a_collection_does_not_walk_what_the_start_made(store: ModelStore, redis_url: str) -> None:
+    """From when it serves until it ends: hundreds of thousands of objects, all requests waiting."""
+    settings = Settings(model_store=store.root, redis_url=SecretStr(redis_url))
+    app = create_app(settings)
+    left_alone = []
+
+    async def run() -> None:
+        started, ending = asyncio.Event(), asyncio.Event()
+        told = iter(["lifespan.startup", "lifespan.shutdown"])
+
+        async def receive() -> dict[str, str]:
+            kind = next(told)
+            if kind == "lifespan.shutdown":
+                await ending.wait()
+            return {"type": kind}
+
+        async def send(message: Any) -> None:
+            assert message["type"].endswith("complete"), message
+            started.set()
+
+        serving = asyncio.create_task(app({"type": "lifespan", "state": {}}, receive, send))
+        await started.wait()
+        left_alone.append(gc.get_freeze_count())
+        ending.set()
+        await serving
+
+    asyncio.run(run())
+
+    assert left_alone[0] > 50_000
+    assert gc.get_freeze_count() == 0
