@@ -76,7 +76,7 @@ class Edge:
         self._access_log = access_log
         self._drain = drain
         self._tracer = tracer
-        self._refuses = refuses
+        self.refuses = refuses
         self._too_many = problem_of(OverloadedError(TOO_MANY))
 
     def refusal(self, scope: Scope) -> tuple[int, Headers, bytes] | None:
@@ -84,7 +84,7 @@ class Edge:
 
         Nothing for any other, and where what is usual does not suffice: ``__call__`` serves it.
         """
-        if not self._refuses(scope) or self._drain.begun or self._tracer is not None:
+        if not self.refuses(scope) or self._drain.begun or self._tracer is not None:
             return None
         request, length = _opened(scope)
         if int(length) > self._max_body_bytes:

@@ -2,19 +2,30 @@
 
 uvicorn writes the head and then the body, which are two calls of the system and wake the caller
 twice; the first time for nothing. And it makes a task and a dozen calls for every request, which
-under overload is most of what a refused one costs.
+under overload is most of what a refused one costs: one that came whole and in the plainest form
+is refused before it is parsed, any other by its head.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+import re
+from collections.abc import Iterable
+from typing import Any, Final, cast
 
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
     HttpToolsProtocol,
     RequestResponseCycle,
 )
+
+_START: Final = re.compile(rb"(POST) (/[A-Za-z0-9/_-]*) HTTP/1\.1\r\n")
+_HEADERS: Final = re.compile(rb"(?:[A-Za-z0-9-]+:[\t\x20-\x7e]*\r\n)+\r\n")
+# Of the framing only the plainest is judged here; the rest is the parser's.
+_FRAMING: Final = frozenset((b"connection", b"expect", b"transfer-encoding", b"upgrade"))
+_LENGTH: Final = b"content-length"
+
+Headers = list[tuple[bytes, bytes]]
 
 
 class JoinedTransport:
@@ -41,6 +52,11 @@ class JoinedTransport:
             self._held = data
             self._call_soon(self.flush)
 
+    def write_whole(self, data: bytes) -> None:
+        """Send data to which no more will come, behind what was kept."""
+        held, self._held = self._held, b""
+        self._transport.write(held + data)
+
     def flush(self) -> None:
         """Send what is kept; where the other end is gone there is nobody to send it to."""
         held, self._held = self._held, b""
@@ -56,36 +72,122 @@ class JoinedTransport:
 class JoinedHttp(HttpToolsProtocol):
     """uvicorn's protocol on such a transport.
 
-    An app may have a method ``refusal(scope)``: the whole answer to a request that it refuses by
-    its head, or nothing.
+    An app may have two methods: ``refuses(scope)``, whether it refuses a request by its method
+    and path, and ``refusal(scope)``, the whole answer to a request that it refuses by its head,
+    or nothing.
     """
+
+    transport: JoinedTransport  # type: ignore[assignment]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # A message that has begun is gone on with, though it look like another one.
+        self._between_messages = True
+        self._refused_at = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin a connection."""
         super().connection_made(cast("asyncio.Transport", JoinedTransport(transport)))
 
+    def data_received(self, data: bytes) -> None:
+        """Refuse a request that is whole, or parse what came."""
+        if not (self._between_messages and self._refused(data)):
+            super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        self._between_messages = False
+        super().on_message_begin()
+
     def on_message_complete(self) -> None:
         """End a request; where it was refused before it ended, its connection idles from here."""
+        self._between_messages = True
         super().on_message_complete()
         # Without a cycle the connection becomes another protocol's.
-        if self.cycle is None or not self.cycle.response_complete or self.transport.is_closing():
-            return
-        if self.timeout_keep_alive_task is None:
+        if self.cycle is not None and self.cycle.response_complete:
+            self._idle()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """End a connection that has idled; not one whose last request was refused since."""
+        left = self._refused_at + self.timeout_keep_alive - self.loop.time()
+        if left <= 0:
+            super().timeout_keep_alive_handler()
+        else:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                left, self.timeout_keep_alive_handler
+            )
+
+    def _idle(self) -> None:
+        if self.timeout_keep_alive_task is None and not self.transport.is_closing():
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
             )
 
+    def _refused(self, data: bytes) -> bool:
+        start = _START.match(data)
+        if start is None or self.flow.write_paused or self.transport.is_closing():
+            return False
+        refuses = getattr(self.app, "refuses", None)
+        scope = {"method": start[1].decode(), "path": start[2].decode()}
+        if self._answering() or refuses is None or not refuses(scope):
+            return False
+        headers = plain_headers(data, start.end())
+        refusal = None if headers is None else self.app.refusal({**scope, "headers": headers})
+        if refusal is None:
+            return False
+        self.server_state.total_requests += 1
+        self._write_refusal(*refusal)
+        # Timers are dear: one that runs finds out for itself that it runs too early.
+        self._refused_at = self.loop.time()
+        self._idle()
+        return True
+
+    def _answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         """Refuse a request at once, or have it served."""
-        # One that waited behind others, or awaits leave to go on, takes the longer way.
-        at_once = cycle is self.cycle and cycle.keep_alive and not cycle.waiting_for_100_continue
-        refuse = getattr(app, "refusal", None) if at_once else None
+        # One that waited behind others, or awaits leave to go on, takes the longer way; so does one
+        # of a caller that does not read its answers.
+        usual = cycle is self.cycle and cycle.keep_alive and not cycle.waiting_for_100_continue
+        refuse = getattr(app, "refusal", None) if usual and not self.flow.write_paused else None
         refusal = refuse(cycle.scope) if refuse is not None else None
         if refusal is None:
             super()._start_asgi_task(cycle, app)
             return
-        status, headers, body = refusal
         cycle.response_started = cycle.response_complete = True
-        lines = [b"%s: %s\r\n" % header for header in (*cycle.default_headers, *headers)]
-        self.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", body]))
+        self._write_refusal(*refusal)
         cycle.on_response()
+
+    def _write_refusal(
+        self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes
+    ) -> None:
+        given = (*self.server_state.default_headers, *headers)
+        lines = [b"%s: %s\r\n" % header for header in given]
+        self.transport.write_whole(b"".join([STATUS_LINE[status], *lines, b"\r\n", body]))
+
+
+def plain_headers(data: bytes, start: int) -> Headers | None:
+    """Read the headers of a request that ends where the data ends, in the plainest form only.
+
+    Args:
+        data: from the request's first byte on.
+        start: where its headers begin.
+
+    Returns:
+        Names in lower case, and values; nothing where anything is left for a parser to judge.
+    """
+    found = _HEADERS.match(data, start)
+    if found is None:
+        return None
+    headers, lengths = [], []
+    for line in data[start : found.end() - 4].split(b"\r\n"):
+        name, _, value = line.partition(b":")
+        name, value = name.lower(), value.strip()
+        if name in _FRAMING:
+            return None
+        if name == _LENGTH:
+            lengths.append(value)
+        headers.append((name, value))
+    whole = len(lengths) == 1 and lengths[0].isdigit()
+    return headers if whole and int(lengths[0]) == len(data) - found.end() else None

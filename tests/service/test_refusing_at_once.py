@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import uvicorn
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from service.admission import Admission, OverloadedError
 from service.api import score
+from service.http_protocol import plain_headers
 
 BODY = b"x" * 30_000
+LONG = 50_000
 
 
 class App:
@@ -24,11 +30,17 @@ class App:
 
     def __init__(self) -> None:
         self.served: list[str] = []
+        self.refused = 0
+
+    def refuses(self, scope: Any) -> bool:
+        return bool(scope["path"].startswith("/no"))
 
     def refusal(self, scope: Any) -> tuple[int, list[tuple[bytes, bytes]], bytes] | None:
-        if not scope["path"].startswith("/no"):
+        if not self.refuses(scope):
             return None
-        return 429, [(b"content-length", b"2"), (b"retry-after", b"1")], b"no"
+        self.refused += 1
+        body = b"no" * (LONG if scope["path"].endswith("long") else 1)
+        return 429, [(b"content-length", b"%d" % len(body)), (b"retry-after", b"1")], body
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -109,6 +121,85 @@ def test_thousands_of_requests_in_one_piece_are_answered_in_order(port: int) -> 
     assert found == [200 if path == "/yes" else 429 for path in paths]
 
 
+HIDDEN = request("/no", body=b"x") + request("/yes")
+
+
+@settings(
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    paths=st.lists(st.sampled_from(["/no", "/yes"]), min_size=1, max_size=6),
+    cuts=st.sets(st.integers(1, 1_500), max_size=8),
+    data=st.data(),
+)
+def test_answers_do_not_depend_on_how_requests_are_cut(
+    app: App, port: int, paths: list[str], cuts: set[int], data: st.DataObject
+) -> None:
+    """Above all, a body that looks like requests is none, wherever a piece of it begins."""
+    bodies = st.sampled_from([b"", b"x", HIDDEN, b"y" + HIDDEN])
+    whole = b"".join(request(path, body=data.draw(bodies)) for path in paths)
+    # At the borders of hidden requests, too, where a piece begins as a request does.
+    hidden = [at.start() for at in re.finditer(b"POST", whole)]
+    places = sorted({0, *cuts, *data.draw(st.sets(st.sampled_from(hidden)))} & {*range(len(whole))})
+    app.served.clear()
+    app.refused = 0
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for begin, end in pairwise([*places, len(whole)]):
+            connection.sendall(whole[begin:end])
+            time.sleep(0.002)
+        found = statuses(connection, len(paths))
+        connection.sendall(request("/yes"))
+        found += statuses(connection, 1)
+    assert found == [200 if path == "/yes" else 429 for path in [*paths, "/yes"]]
+    assert app.served.count("/yes") == paths.count("/yes") + 1
+    assert app.refused == paths.count("/no")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "Transfer-Encoding: identity\r\n",
+        "Content-Length: 1\r\n",
+        "Connection: keep-alive\r\n",
+        "Upgrade: x\r\n",
+        "Expect: x\r\n",
+        "X: a\r\n b\r\n",
+        "X: a\nY: b\r\n",
+        "X : a\r\n",
+        "X: \x00\r\n",
+        "no colon\r\n",
+    ],
+)
+def test_only_the_plainest_form_is_read_without_a_parser(more: str) -> None:
+    """What anyone might read in another way is the parser's to judge."""
+    plain, odd = request("/no", body=b"abc"), request("/no", body=b"abc", more=more)
+
+    assert plain_headers(plain, plain.index(b"\r\n") + 2) == [
+        (b"host", b"x"),
+        (b"content-length", b"3"),
+    ]
+    assert plain_headers(odd, odd.index(b"\r\n") + 2) is None
+    for wrong in (plain[:-1], plain + b"x", plain.replace(b": 3", b": +3")):
+        assert plain_headers(wrong, wrong.index(b"\r\n") + 2) is None
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_caller_that_reads_no_answers_is_not_refused_at_once(
+    app: App, port: int, together: bool
+) -> None:
+    """Else its answers pile up in memory; the longer way waits until it reads."""
+    asked = request("/no/long", body=b"x")
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        for piece in [asked * 200] if together else [asked] * 200:
+            connection.sendall(piece)
+            time.sleep(0.005)
+        time.sleep(0.5)
+        assert 0 < app.refused < 150
+
+
 @pytest.mark.parametrize(
     ("version", "more"),
     [("1.1", "Expect: 100-continue\r\n"), ("1.0", ""), ("1.1", "Connection: close\r\n")],
@@ -121,6 +212,18 @@ def test_what_is_not_usual_is_served_by_the_app(
         connection.sendall(request("/no", version=version, more=more))
         assert statuses(connection, 1)[-1] == 429
     assert app.served == ["/no"]
+
+
+def test_a_connection_whose_requests_are_refused_stays_open(port: int) -> None:
+    """It idles from its last request on, not from its first."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        for _ in range(5):
+            connection.sendall(request("/no", body=b"x"))
+            assert statuses(connection, 1) == [429]
+            time.sleep(0.5)
+        begin = time.monotonic()
+        assert connection.recv(1) == b""
+        assert 0.2 < time.monotonic() - begin < 8
 
 
 def test_a_refused_connection_that_idles_is_ended(port: int) -> None:
