@@ -84,7 +84,7 @@ def epoch(log: Path, run_directory: Path, *, end_after: float | None) -> dict[st
         entry = done["history"][-1]
         rows, seconds, share = entry["train_rows"], entry["train_seconds"], 1.0
     else:
-        learnt = saved["sizes"]["train_rows"] * (1 - saved["data"]["validation_item_share"])
+        learnt = saved["log"]["train_rows"] * (1 - saved["data"]["validation_item_share"])
         rows, seconds, share = done["rows"], done["seconds"], done["rows"] / learnt
     return {
         "epoch_share_measured": share,

@@ -44,7 +44,8 @@ class NetworkConfig(_Section):
     hidden_dropout: _Share = 0.0
     """On the hidden layer of the head only."""
     init: Literal["plain", "reference"] = "plain"
-    """``reference``: Glorot for every kernel and, as there, for gain and bias of the norm."""
+    """``plain``: Glorot for kernels, embeddings and profiles a tenth of unit size; ``reference``:
+    Glorot for every kernel and, as there, for gain and bias of the norm."""
 
 
 class DataConfig(_Section):

@@ -30,6 +30,7 @@ from training.sufficiency import check_sufficient
 
 __all__ = ["fit", "load_run", "make_optimizer"]
 
+_EMBEDDING_SCALE = 0.1
 _PLATEAU = 0.005
 
 
@@ -68,9 +69,8 @@ def fit(config: RunConfig, log: ClickLog, out: Path, processes: Processes = ALON
         # The same weights as the others, other dropout.
         torch.manual_seed(config.seed + processes.rank)
     optimizer = make_optimizer(network, config)
-    run = RunDirectory(
-        out, config, sizes={**sizes, "train_rows": len(log.train)}, processes=processes
-    )
+    told = {**sizes, "train_rows": len(log.train), "digest": shards.digest()}
+    run = RunDirectory(out, config, log=told, processes=processes)
     progress = run.load(network, optimizer)
     loop = TrainingLoop(config, network, optimizer, shards, run, processes)
     if not progress.done:
@@ -218,18 +218,27 @@ def _initialise(network: Network, how: str) -> None:
             nn.init.xavier_uniform_(parameter)
         elif name.endswith("bias") and "norm" not in name:
             nn.init.zeros_(parameter)
-    if how == "reference" and isinstance(network, Thacil):
-        for vector in (network.norm.weight, network.norm.bias, network.self_attention.bias):
-            bound = (3.0 / len(vector)) ** 0.5
-            nn.init.uniform_(vector, -bound, bound)
+    if isinstance(network, Thacil):
+        _initialise_vectors(network, how)
     for name, module in network.named_modules():
         if isinstance(module, nn.Embedding):
             if how == "plain" or "category" not in name:
                 # N(0, 1), PyTorch's default, would drown the projected features at the start.
-                nn.init.normal_(module.weight, std=0.1)
+                nn.init.normal_(module.weight, std=_EMBEDDING_SCALE)
             if module.padding_idx is not None:
                 with torch.no_grad():
                     module.weight[module.padding_idx].zero_()
+
+
+def _initialise_vectors(network: Thacil, how: str) -> None:
+    if how == "plain":
+        # A profile as large as the videos that it is held against, not ten times that: at full
+        # size what a few clicks have by chance is learnt first.
+        nn.init.constant_(network.norm.weight, _EMBEDDING_SCALE)
+        return
+    for vector in (network.norm.weight, network.norm.bias, network.self_attention.bias):
+        bound = (3.0 / len(vector)) ** 0.5
+        nn.init.uniform_(vector, -bound, bound)
 
 
 def _rate(optimizer: torch.optim.Optimizer) -> float:

@@ -10,6 +10,9 @@ import numpy.typing as npt
 
 from model_store import FloatArray, IntArray
 
+# Odd, its bits half ones: a product carries every bit of a column upwards.
+_MIXER = np.uint64(0x9E3779B97F4A7C15)
+
 
 @dataclass(frozen=True, slots=True)
 class Impressions:
@@ -39,6 +42,14 @@ class Impressions:
     def part(self, begin: int, end: int) -> Impressions:
         """Return a range of the impressions; nothing is copied."""
         return Impressions(*(column[begin:end] for column in self.columns()))
+
+    def digest(self) -> int:
+        """Return a number that tells these impressions from others; that of two parts is the sum."""
+        mixed = np.zeros(len(self), np.uint64)
+        for column in self.columns():
+            mixed = (mixed ^ column.astype(np.int64).view(np.uint64)) * _MIXER
+            mixed ^= mixed >> np.uint64(29)
+        return int((mixed >> np.uint64(40)).sum())
 
     def columns(self) -> tuple[npt.NDArray[Any], ...]:
         """All columns, in the order of the attributes."""

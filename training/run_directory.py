@@ -16,6 +16,9 @@ from training.evaluate import build_network
 from training.models import Network
 from training.processes import Processes, random_states, set_random_state
 
+_SIZES = ("feature_dim", "num_categories", "num_users")
+"""Of the log, what a network is built for."""
+
 
 @dataclass(slots=True)
 class Progress:
@@ -64,7 +67,7 @@ class RunDirectory:
     Args:
         out: made if missing.
         config: of the run.
-        sizes: of the log.
+        log: sizes of the log, and what tells it from others.
         processes: only the first one writes.
 
     Raises:
@@ -72,19 +75,19 @@ class RunDirectory:
     """
 
     def __init__(
-        self, out: Path, config: RunConfig, *, sizes: dict[str, int], processes: Processes
+        self, out: Path, config: RunConfig, *, log: dict[str, int], processes: Processes
     ) -> None:
         self.out, self._processes = out, processes
         path = out / "config.json"
         if path.exists():
-            saved, saved_sizes = _read_config(path)
-            if saved is None or not saved.learns_as(config) or saved_sizes != sizes:
+            saved, saved_log = _read_config(path)
+            if saved is None or not saved.learns_as(config) or saved_log != log:
                 raise ConfigError(
                     f"{out} holds a run of another configuration or log: choose another --out"
                 )
         if processes.is_first:
             out.mkdir(parents=True, exist_ok=True)
-            resolved = {**config.model_dump(mode="json"), "sizes": sizes}
+            resolved = {**config.model_dump(mode="json"), "log": log}
             text = json.dumps(resolved, indent=2) + "\n"
             if not path.exists() or path.read_text() != text:
                 _write(path, text)
@@ -146,7 +149,7 @@ def load_run(run: Path) -> tuple[RunConfig, Network]:
         ConfigError: no finished epoch there.
     """
     try:
-        config, sizes = _read_config(run / "config.json")
+        config, log = _read_config(run / "config.json")
         state = torch.load(run / "best.pt", weights_only=True)
     except FileNotFoundError as exc:
         raise ConfigError(
@@ -155,21 +158,19 @@ def load_run(run: Path) -> tuple[RunConfig, Network]:
         ) from exc
     if config is None:
         raise ConfigError(f"{run / 'config.json'} is of another version of this software")
-    network = build_network(
-        config, **{name: value for name, value in sizes.items() if name != "train_rows"}
-    )
+    network = build_network(config, **{name: log[name] for name in _SIZES})
     network.load_state_dict(state)
     return config, network.eval()
 
 
 def _read_config(path: Path) -> tuple[RunConfig | None, dict[str, int]]:
-    """Configuration, or nothing where its keys are not ours, and sizes of the log."""
+    """Configuration, or nothing where its keys are not ours, and what the log was."""
     resolved: dict[str, Any] = json.loads(path.read_text())
-    sizes: dict[str, int] = resolved.pop("sizes")
+    log: dict[str, int] = resolved.pop("log", {})
     try:
-        return parse_config(resolved, source=str(path)), sizes
+        return parse_config(resolved, source=str(path)), log
     except ConfigError:
-        return None, sizes
+        return None, log
 
 
 def _save(path: Path, state: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,30 @@ def test_a_run_directory_keeps_one_configuration(
 
     with pytest.raises(ConfigError, match="another configuration"):
         fit(config.model_copy(update={"seed": 2}), log, tmp_path)
+
+
+def test_a_run_directory_keeps_one_log(config: RunConfig, log: ClickLog, tmp_path: Path) -> None:
+    """A log that grew to the same size, or was corrected, is another one."""
+    fit(config, log, tmp_path)
+    rows, _ = log.indexed()
+    labels = rows.train.labels.copy()
+    clicked, passed = np.flatnonzero(labels == 1)[0], np.flatnonzero(labels == 0)[0]
+    labels[[clicked, passed]] = 0, 1
+    other = replace(log, train=replace(rows.train, labels=labels), index=None)
+
+    with pytest.raises(ConfigError, match="or log"):
+        fit(config, other, tmp_path)
+
+
+def test_a_profile_begins_as_large_as_the_videos(
+    config: RunConfig, log: ClickLog, tmp_path: Path
+) -> None:
+    """Under ``modern``: at ten times that, what a few clicks have by chance is learnt first."""
+    slow = config.optim.model_copy(update={"learning_rate": 1e-6})
+    fit(config.model_copy(update={"optim": slow}), log, tmp_path)
+    _, network = load_run(tmp_path)
+
+    assert float(network.norm.weight.detach().mean()) == pytest.approx(0.1, abs=0.02)
 
 
 def test_validation_is_on_unseen_videos_later_in_time(config: RunConfig, log: ClickLog) -> None:
