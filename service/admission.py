@@ -44,6 +44,11 @@ class Admission:
         """Whether a request of the usual size would be refused."""
         return self.rows > 0 and self.rows + self._usual > self._limit
 
+    @property
+    def busy(self) -> bool:
+        """Whether half the room is taken: more than 25 requests of 200 candidates by default."""
+        return 2 * self.rows > self._limit
+
     @contextmanager
     def admitted(self, rows: int) -> Iterator[None]:
         """Let a request's candidates in.

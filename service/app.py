@@ -190,7 +190,7 @@ def _wired(
     background = Background(
         profiles,
         live,
-        busy=lambda: 4 * admission.rows > settings.max_candidates_in_flight,
+        busy=lambda: admission.busy,
         queue_size=settings.profile_queue,
         patience_seconds=settings.profile_patience_seconds,
     )

@@ -77,6 +77,7 @@ class Edge:
         self._drain = drain
         self._tracer = tracer
         self.refuses = refuses
+        """Whether a request, of which no more than its method and path is looked at, is too many."""
         self._too_many = problem_of(OverloadedError(TOO_MANY))
 
     def refusal(self, scope: Scope) -> tuple[int, Headers, bytes] | None:
@@ -199,7 +200,8 @@ def _opened(scope: Scope) -> tuple[RequestContext, bytes]:
     tracestate, length, parents = b"", b"0", 0
     for name, value in scope["headers"]:
         if name == b"content-length":
-            length = value
+            # The parser has judged its value, not how many zeros stand before it.
+            length = value.lstrip(b"0") or b"0"
         elif name == b"x-request-id":
             request_id = value
         elif name == b"traceparent":

@@ -22,8 +22,13 @@ from uvicorn.protocols.http.httptools_impl import (
 _START: Final = re.compile(rb"(POST) (/[A-Za-z0-9/_-]*) HTTP/1\.1\r\n")
 _HEADERS: Final = re.compile(rb"(?:[A-Za-z0-9-]+:[\t\x20-\x7e]*\r\n)+\r\n")
 # Of the framing only the plainest is judged here; the rest is the parser's.
-_FRAMING: Final = frozenset((b"connection", b"expect", b"transfer-encoding", b"upgrade"))
+_FRAMING: Final = frozenset(
+    (b"connection", b"expect", b"proxy-connection", b"transfer-encoding", b"upgrade")
+)
+# What many clients send, and what goes without saying.
+_STAYS_OPEN: Final = (b"connection", b"keep-alive")
 _LENGTH: Final = b"content-length"
+_DIGITS: Final = re.compile(rb"[0-9]{1,15}")
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -72,8 +77,8 @@ class JoinedTransport:
 class JoinedHttp(HttpToolsProtocol):
     """uvicorn's protocol on such a transport.
 
-    An app may have two methods: ``refuses(scope)``, whether it refuses a request by its method
-    and path, and ``refusal(scope)``, the whole answer to a request that it refuses by its head,
+    An app may have two methods: ``refuses(scope)``, whether it refuses a POST by its path, and
+    ``refusal(scope)``, the whole answer to a request that it refuses by its head,
     or nothing.
     """
 
@@ -184,10 +189,10 @@ def plain_headers(data: bytes, start: int) -> Headers | None:
     for line in data[start : found.end() - 4].split(b"\r\n"):
         name, _, value = line.partition(b":")
         name, value = name.lower(), value.strip()
-        if name in _FRAMING:
+        if name in _FRAMING and (name, value.lower()) != _STAYS_OPEN:
             return None
         if name == _LENGTH:
             lengths.append(value)
         headers.append((name, value))
-    whole = len(lengths) == 1 and lengths[0].isdigit()
-    return headers if whole and int(lengths[0]) == len(data) - found.end() else None
+    sure = len(lengths) == 1 and _DIGITS.fullmatch(lengths[0])
+    return headers if sure and int(lengths[0]) == len(data) - found.end() else None

@@ -29,6 +29,7 @@ from training.models.thacil_shared import (
 _ROWS_PER_BATCH = 8192
 # From here on a loop over histories costs less than gathering a profile for every row.
 _LONG_RUN = 16
+_RUN_ROWS = 1024
 
 
 def build_network(
@@ -121,7 +122,9 @@ def _score_runs(network: Thacil, examples: Examples, logits: FloatArray) -> Floa
     device = next(network.parameters()).device
     for items, features, categories in examples.candidate_contents(_ROWS_PER_BATCH):
         table[items] = network.embed(features.to(device), categories.to(device)).cpu().numpy()
-    for cpu_batch in examples.sequential(_ROWS_PER_BATCH, with_candidates=False):
+    for cpu_batch in examples.sequential(
+        _ROWS_PER_BATCH, with_candidates=False, together=_RUN_ROWS
+    ):
         batch = cpu_batch.to(device)
         windows = Windows(batch.clicks, batch.group, batch.first, batch.lengths)
         videos = network.embed(batch.features, batch.categories)

@@ -121,13 +121,17 @@ class Examples:
             categories = self._candidates.categories[part]
             yield part, torch.from_numpy(features), torch.from_numpy(categories)
 
-    def sequential(self, batch_size: int, *, with_candidates: bool = True) -> Iterator[Batch]:
+    def sequential(
+        self, batch_size: int, *, with_candidates: bool = True, together: int = _SCORED_TOGETHER
+    ) -> Iterator[Batch]:
         """Batches for evaluation: every history in one batch, if it is not larger than that.
 
         Args:
             batch_size: impressions per batch.
             with_candidates: if not, ``candidate`` of a batch holds item ids, and their contents
                 come from :meth:`candidate_contents`.
+            together: of one user's impressions so many share a row of clicks; where they all see
+                the same history more are faster.
         """
         begins = range(0, len(self), batch_size)
         for begin in tqdm(begins, desc="scoring", mininterval=2, leave=False, disable=None):
@@ -137,7 +141,7 @@ class Examples:
                 self._candidates,
                 self._histories,
                 rows,
-                chunks=self._chunks(rows, _SCORED_TOGETHER),
+                chunks=self._chunks(rows, together),
                 rng=None,
                 with_candidates=with_candidates,
             )

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from model_store import FloatArray, IntArray
 
-# Odd, its bits half ones: a product carries every bit of a column upwards.
+# Odd: a product with it carries every bit of a column upwards and loses none.
 _MIXER = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -49,7 +49,8 @@ class Impressions:
         for column in self.columns():
             mixed = (mixed ^ column.astype(np.int64).view(np.uint64)) * _MIXER
             mixed ^= mixed >> np.uint64(29)
-        return int((mixed >> np.uint64(40)).sum())
+        # Once more, for the last column, and its upper bits, which hang on all the others.
+        return int(((mixed * _MIXER) >> np.uint64(40)).sum())
 
     def columns(self) -> tuple[npt.NDArray[Any], ...]:
         """All columns, in the order of the attributes."""

@@ -71,7 +71,7 @@ class RunDirectory:
         processes: only the first one writes.
 
     Raises:
-        ConfigError: the directory holds a run of another configuration.
+        ConfigError: the directory holds a run of another configuration or log.
     """
 
     def __init__(

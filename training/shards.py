@@ -94,10 +94,15 @@ class Shards:
             first = max(0, first - len(plan))
 
     def digest(self) -> int:
-        """Return a number that tells the log from others; each process reads its own rows."""
+        """Return a number that tells the log's impressions from others.
+
+        Each process reads its own rows. Of features only the width is told elsewhere.
+        """
         rows = self._log.train.part(self._edges[0], self._edges[-1])
-        (total,) = self._processes.sum(sum(part.digest() for part in pieces(rows)))
-        return int(total)
+        own = sum(part.digest() for part in pieces(rows))
+        # In two halves: they are summed as float64.
+        high, low = self._processes.sum(own >> 32, own & 0xFFFFFFFF)
+        return (int(high) << 32) + int(low)
 
     def learns(self) -> Iterator[Impressions]:
         """Yield the rows that are learnt from, a shard at a time."""

@@ -37,6 +37,7 @@ from model_store import ModelStore
 
 COUNTS = (1, 50, 200, 1_000)
 LOADS = (0.5, 0.75, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0)
+TWICE = 2.0
 Runs = dict[str, list[float]]
 
 
@@ -192,7 +193,7 @@ def measure_overload(*, rounds: int, seconds: float) -> tuple[dict[str, float], 
     """Goodput and latency of accepted requests at 0.5 to 3 times of what the service carries.
 
     What it carries is what eight callers get who ask again at once: its core never waits. Arrivals
-    at a fixed rate never reach that, so the best goodput of the same curve is noted as well.
+    at a fixed rate seldom reach that, so the best goodput at rates below twice that is noted, too.
     """
     runs: Runs = defaultdict(list)
     deadline_ms = 250
@@ -216,12 +217,12 @@ def measure_overload(*, rounds: int, seconds: float) -> tuple[dict[str, float], 
                 runs[f"{share}_p50_us"].append(found.percentile_us(50))
                 runs[f"{share}_p99_us"].append(found.percentile_us(99))
                 runs[f"{share}_refused"].append(1 - good / total)
-            best = max(runs[f"{share}_goodput"][-1] for share in LOADS)
+            best = max(runs[f"{share}_goodput"][-1] for share in LOADS if share < TWICE)
             runs["best_of_rates"].append(best)
-            runs["2.0_of_best"].append(runs["2.0_goodput"][-1] / best)
+            runs["2.0_of_best"].append(runs[f"{TWICE}_goodput"][-1] / best)
     summary = {
         "overload_peak_rps": statistics.median(runs["peak_rps"]),
-        "overload_2x_goodput_share": statistics.median(runs["2.0_goodput"]),
+        "overload_2x_goodput_share": statistics.median(runs[f"{TWICE}_goodput"]),
         "overload_best_goodput_share": statistics.median(runs["best_of_rates"]),
         "overload_2x_of_best_share": statistics.median(runs["2.0_of_best"]),
         "overload_2x_p99_us": statistics.median(runs["2.0_p99_us"]),

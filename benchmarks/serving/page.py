@@ -114,7 +114,7 @@ def _rest(found: dict[str, float]) -> str:
                 for n in (1, 10, 100)
             ),
             f"| goodput at twice the peak | {found.get('overload_2x_goodput_share', 0):.0%} of it |",
-            f"| and of the best at any rate | {found.get('overload_2x_of_best_share', 0):.0%} |",
+            f"| the best at lower rates | {found.get('overload_best_goodput_share', 0):.0%} of it |",
             (
                 f"| p99 of what is accepted then | {found.get('overload_2x_p99_us', 0) / 1e3:,.0f} ms,"
                 f" deadline {found.get('overload_deadline_us', 0) / 1e3:,.0f} ms |"

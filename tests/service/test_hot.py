@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -130,7 +131,7 @@ def test_the_short_way_answers_what_the_framework_does(
 def narrow(
     store: ModelStore, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[httpx.Client]:
-    """A service with room for 500 candidates."""
+    """A service with room for 500 candidates, a request counting as 200 of them."""
     with ExitStack() as stack:
         # Only while it starts: other services of this module have room for more.
         with pytest.MonkeyPatch.context() as patch:
@@ -176,6 +177,47 @@ def test_more_than_fits_is_429_and_is_over_when_it_is_over(narrow: httpx.Client)
     alone = narrow.post("/score", json={"user_id": "many", "candidates": inline(2_000)})
     assert alone.status_code == 200
     assert metric(narrow, "ctr_candidates_in_flight") == 0
+
+
+def test_a_plain_request_too_many_is_answered_as_any_other(
+    tmp_path: Path, store: ModelStore
+) -> None:
+    """By a socket of its own, since clients send more than the plainest form."""
+    body = json.dumps({"user_id": "u", "candidates": inline(3)}).encode()
+    head = f"POST /score HTTP/1.1\r\nHost: x\r\nX-Request-ID: mine\r\nContent-Length: {len(body)}"
+    plain = head.encode() + b"\r\n\r\n" + body
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        embedded_redis(tmp_path / "redis") as url,
+        Redis.from_url(url) as redis,
+        ThreadPoolExecutor() as pool,
+    ):
+        patch.setenv("CTR_MAX_CANDIDATES_IN_FLIGHT", "204")
+        patch.setenv("CTR_REDIS_TIMEOUT_SECONDS", "5")
+        with serving(store, tmp_path, "--redis-url", url) as running:
+            redis.execute_command("CLIENT PAUSE", 1_500, "ALL")
+            stalled = pool.submit(running.post, "/score", content=body)
+            wait_for(lambda: metric(running, "ctr_candidates_in_flight") > 0)
+            host = running.base_url.host, running.base_url.port or 80
+            with socket.create_connection(host, timeout=10) as connection:
+                refusals = []
+                for _ in range(3):
+                    connection.sendall(plain)
+                    refusals.append(connection.recv(1 << 16))
+                assert stalled.result().status_code == 200
+                connection.sendall(plain)
+                served = connection.recv(1 << 16)
+            counted = metric(running, 'ctr_requests_total{route="/score",status="429"}')
+
+    for answer in refusals:
+        head_of, _, rest = answer.partition(b"\r\n\r\n")
+        assert head_of.startswith(b"HTTP/1.1 429 ")
+        lines = head_of.lower().split(b"\r\n")
+        assert {b"x-request-id: mine", b"retry-after: 1"} <= {*lines}
+        assert b"content-length: %d" % len(rest) in lines
+        assert json.loads(rest)["request_id"] == "mine"
+    assert served.startswith(b"HTTP/1.1 200 ")
+    assert counted == 3
 
 
 def test_time_that_is_up_is_504(tmp_path: Path, store: ModelStore) -> None:

@@ -26,6 +26,7 @@ from training.evaluate import (
 )
 from training.examples import Examples
 from training.fit import fit, load_run
+from training.impressions import COLUMN_NAMES, Impressions
 from training.interactions import ClickLog, load_click_log
 from training.split import Split
 from training.synthetic import synthesize
@@ -123,6 +124,22 @@ def test_a_run_directory_keeps_one_log(config: RunConfig, log: ClickLog, tmp_pat
 
     with pytest.raises(ConfigError, match="or log"):
         fit(config, other, tmp_path)
+
+
+@pytest.mark.parametrize("name", COLUMN_NAMES)
+def test_every_column_tells_logs_apart(name: str) -> None:
+    """Values of two rows exchanged, which leaves every sum as it is, do not go unnoticed."""
+    rng = np.random.default_rng(0)
+    missed = 0
+    for _ in range(300):
+        ids = rng.integers(0, 1_000_000, (4, 2))
+        times = 1_700_000_000_000 + np.array([0, rng.integers(1, 1_000)])
+        rows = Impressions(ids[0], ids[1], ids[2], np.array([0.0, 1.0], np.float32), times)
+        exchanged = replace(rows, **{name: getattr(rows, name)[::-1]})
+        missed += rows.digest() == exchanged.digest()
+        assert rows.digest() == rows.part(0, 1).digest() + rows.part(1, 2).digest()
+        assert rows.digest() == rows.take(np.array([1, 0])).digest()
+    assert missed == 0
 
 
 def test_a_profile_begins_as_large_as_the_videos(

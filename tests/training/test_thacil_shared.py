@@ -134,10 +134,11 @@ def test_dropout_on_attention_is_not_shared() -> None:
 
 @pytest.mark.parametrize("modern", [False, True])
 @pytest.mark.parametrize("click_share", [0.0, 0.02, 0.6])
-def test_scores_by_run_are_the_plain_ones(click_share: float, modern: bool) -> None:
-    """Long runs of candidates per history are scored by another way to the same answer."""
+@pytest.mark.parametrize("users", [1, 3, 20])
+def test_scores_by_run_are_the_plain_ones(click_share: float, modern: bool, users: int) -> None:
+    """Long runs of candidates per history, cut or not, are scored another way to the same answer."""
     network = _network(modern=modern).eval()
-    examples = _examples(2, rows=2000, users=20, click_share=click_share, policy="paper")
+    examples = _examples(2, rows=2000, users=users, click_share=click_share, policy="paper")
     assert examples.rows_per_history >= 16
 
     logits = score(network, examples)

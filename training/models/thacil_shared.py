@@ -23,7 +23,7 @@ from training.models.thacil import Profile, Thacil
 
 # exp(-60) is still a normal float32, also as the sum of a block's weights times its values.
 _LOWEST_SCORE = -60.0
-_PIECE = 384
+_PIECE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def score_runs(
     pieces = [
         (user, piece)
         for user, run in enumerate(candidates_ND.split(list(runs_U)))
-        for piece in run.chunk(-(-len(run) // _PIECE) or 1)
+        for piece in run.chunk(max(1, -(-len(run) // _PIECE)))
     ]
     logits = []
     for user, candidates in pieces:
