@@ -7,6 +7,7 @@ the gradient of all processes' impressions.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -128,6 +129,10 @@ def join_processes(device: str) -> Iterator[Processes]:
         return
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+    # Its functions' defaults are the group that exists when it is imported, by the first optimiser
+    # at the latest. They would keep the group's threads past its end, and a thread that meets the
+    # interpreter's end aborts the process: import it while there is no group.
+    importlib.import_module("torch.distributed.nn")
     distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield Processes(distributed.get_rank(), count, chosen)
