@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -30,6 +31,7 @@ from service.settings_page import faults_of
 # and the variable that it looks at is set below.
 
 _FACTORY = "service.app:create_app_from_env"
+_SHARING_LOOP = "service.accepting:SharingLoop"
 _WORKER_SECONDS = 60
 
 _log = logging.getLogger("service")
@@ -98,6 +100,7 @@ def _serve(settings: Settings) -> None:
             host=settings.host,
             port=settings.port,
             workers=settings.workers,
+            loop=_SHARING_LOOP if settings.workers > 1 and find_spec("uvloop") else "auto",
             log_config=None,
             access_log=False,
             server_header=False,

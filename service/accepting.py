@@ -1,0 +1,131 @@
+"""Connections that come together are shared out among the workers.
+
+Workers listen on one socket. An event loop that finds it ready takes all that wait there, so that
+callers who connect in one instant, as an app's pool of connections does, may all come to the
+worker that woke first, and the others idle. Here a worker takes one and looks away for a moment,
+in which the others take theirs; as long as some are left it takes one more every other time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+from asyncio import AbstractServer
+from collections.abc import Callable
+from typing import Any, Final
+
+import uvloop
+
+# As asyncio has it: with no room for a connection now, there may be soon.
+_NO_ROOM: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+_RETRY_SECONDS: Final = 1.0
+_LOOK_AWAY_SECONDS: Final = 0.002
+"""Longer than an idle process takes to wake up, or timers are off the mark."""
+_MOST: Final = 64
+"""Connections taken at a time at most."""
+
+_log = logging.getLogger(__name__)
+
+ProtocolFactory = Callable[[], asyncio.BaseProtocol]
+
+
+class SharingLoop(uvloop.Loop):
+    """An event loop that leaves connections of a socket it was given to others who listen, too."""
+
+    async def create_server(  # type: ignore[override]
+        self,
+        protocol_factory: ProtocolFactory,
+        *args: Any,
+        sock: socket.socket | None = None,
+        backlog: int = 100,
+        **kwargs: Any,
+    ) -> AbstractServer | SharingServer:
+        """Serve; a socket that was given may be that of other processes, too."""
+        if sock is None or kwargs.get("ssl") is not None:
+            kwargs |= {"sock": sock, "backlog": backlog}
+            return await super().create_server(protocol_factory, *args, **kwargs)
+        sock.setblocking(False)
+        sock.listen(backlog)
+        return SharingServer(self, sock, protocol_factory)
+
+
+class SharingServer:
+    """Takes a few connections at a time, until it is closed.
+
+    Args:
+        loop: runs the connections.
+        sock: listens, does not block; closed at the end.
+        protocol_factory: makes a protocol for each of them.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        protocol_factory: ProtocolFactory,
+    ) -> None:
+        self._loop, self._sock, self._protocol_factory = loop, sock, protocol_factory
+        self._opening: set[asyncio.Task[Any]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._full_looks = 0
+        self._is_open = True
+        loop.add_reader(sock, self._look)
+
+    def close(self) -> None:
+        """Take no more connections; those that were taken stay."""
+        if self._is_open:
+            self._is_open = False
+            if self._timer is not None:
+                self._timer.cancel()
+            self._loop.remove_reader(self._sock)
+            self._sock.close()
+
+    async def wait_closed(self) -> None:
+        """Wait until every connection that was taken has its protocol."""
+        await asyncio.gather(*self._opening, return_exceptions=True)
+
+    def _look(self) -> None:
+        share = min(1 + self._full_looks // 2, _MOST)
+        try:
+            taken = self._take(share)
+        except OSError as exc:
+            if exc.errno not in _NO_ROOM:
+                raise
+            _log.error("no room for another connection: %s", exc)
+            self._look_away(_RETRY_SECONDS)
+            return
+        self._full_looks = self._full_looks + 1 if taken == share else 0
+        if taken:
+            self._look_away(_LOOK_AWAY_SECONDS)
+
+    def _look_away(self, seconds: float) -> None:
+        self._loop.remove_reader(self._sock)
+        self._timer = self._loop.call_later(seconds, self._look_again)
+
+    def _look_again(self) -> None:
+        self._timer = None
+        self._loop.add_reader(self._sock, self._look)
+        # Now, too: finding none is what ends the growth.
+        self._look()
+
+    def _take(self, share: int) -> int:
+        for taken in range(share):
+            try:
+                connection, _ = self._sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                # Another worker was faster, or the caller has left.
+                return taken
+            connection.setblocking(False)
+            opening = self._loop.create_task(self._open(connection))
+            self._opening.add(opening)
+            opening.add_done_callback(self._opening.discard)
+        return share
+
+    async def _open(self, connection: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(self._protocol_factory, connection)
+        except OSError:
+            # The caller left before there was a protocol to tell.
+            connection.close()
