@@ -1,9 +1,9 @@
 """Connections that come together are shared out among the workers.
 
-Workers listen on one socket. An event loop that finds it ready takes all that wait there, so that
-callers who connect in one instant, as an app's pool of connections does, may all come to the
-worker that woke first, and the others idle. Here a worker takes one and looks away for a moment,
-in which the others take theirs; as long as some are left it takes one more every other time.
+Workers listen on one socket, and the one that woke first finds the next connection before another
+has woken up: callers who connect in one instant, as an app's pool of connections does, may all
+come to it, and the others idle. Here a worker takes one and looks away for a moment, in which the
+others take theirs; as long as some are left it takes one more every other time.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ import logging
 import socket
 from asyncio import AbstractServer
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import uvloop
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 # As asyncio has it: with no room for a connection now, there may be soon.
 _NO_ROOM: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _RETRY_SECONDS: Final = 1.0
 _LOOK_AWAY_SECONDS: Final = 0.002
-"""Longer than an idle process takes to wake up, or timers are off the mark."""
+"""Longer than an idle process takes to wake up, and than timers may be late."""
 _MOST: Final = 64
 """Connections taken at a time at most."""
 
@@ -96,7 +97,8 @@ class SharingServer:
             _log.error("no room for another connection: %s", exc)
             self._look_away(_RETRY_SECONDS)
             return
-        self._full_looks = self._full_looks + 1 if taken == share else 0
+        # Some but not all: others who look took part, and more may be on their way.
+        self._full_looks = self._full_looks + 1 if taken == share else self._full_looks // 2
         if taken:
             self._look_away(_LOOK_AWAY_SECONDS)
 
@@ -107,25 +109,35 @@ class SharingServer:
     def _look_again(self) -> None:
         self._timer = None
         self._loop.add_reader(self._sock, self._look)
-        # Now, too: finding none is what ends the growth.
+        # Now, too: a look that finds few is what ends the growth.
         self._look()
 
     def _take(self, share: int) -> int:
-        for taken in range(share):
+        taken = 0
+        while taken < share:
             try:
                 connection, _ = self._sock.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                # Another worker was faster, or the caller has left.
-                return taken
+            except ConnectionAbortedError:
+                # The caller has left; behind it others may wait.
+                continue
+            except (BlockingIOError, InterruptedError):
+                break
             connection.setblocking(False)
             opening = self._loop.create_task(self._open(connection))
             self._opening.add(opening)
             opening.add_done_callback(self._opening.discard)
-        return share
+            taken += 1
+        return taken
 
     async def _open(self, connection: socket.socket) -> None:
         try:
-            await self._loop.connect_accepted_socket(self._protocol_factory, connection)
+            _, protocol = await self._loop.connect_accepted_socket(
+                self._protocol_factory, connection
+            )
         except OSError:
             # The caller left before there was a protocol to tell.
             connection.close()
+            return
+        if not self._is_open:
+            # It came to be when uvicorn had told all that there were to end.
+            cast("HttpToolsProtocol", protocol).shutdown()

@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing, contextmanager
-from typing import ClassVar, TypeVar, cast
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar, cast
 
 import pytest
+import uvicorn
+from pydantic import SecretStr
 
 from service import accepting
+from service.__main__ import _serve
 from service.accepting import SharingLoop, SharingServer
+from service.settings import Settings
 
 _T = TypeVar("_T")
 
@@ -21,6 +27,7 @@ class Worker(asyncio.Protocol):
     """Greets every connection with its name."""
 
     transports: ClassVar[set[asyncio.WriteTransport]] = set()
+    told_to_end: ClassVar[list[str]] = []
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -30,9 +37,17 @@ class Worker(asyncio.Protocol):
         stream.write(self._name.encode())
         self.transports.add(stream)
 
+    def shutdown(self) -> None:
+        """End, as uvicorn's protocols do."""
+        self.told_to_end.append(self._name)
+
 
 def run(work: Callable[[], Awaitable[_T]]) -> _T:
+    """Run on the loop; nothing may go wrong behind the back of what is awaited."""
+    faults: list[dict[str, Any]] = []
+
     async def with_end() -> _T:
+        asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
         try:
             return await asyncio.wait_for(work(), 30)
         finally:
@@ -40,22 +55,42 @@ def run(work: Callable[[], Awaitable[_T]]) -> _T:
                 Worker.transports.pop().abort()
             await asyncio.sleep(0)
 
+    Worker.told_to_end.clear()
     with asyncio.Runner(loop_factory=SharingLoop) as runner:
-        return runner.run(with_end())
+        found = runner.run(with_end())
+    assert not faults
+    return found
+
+
+class Listener(socket.socket):
+    """Counts looks, and may fail some of them."""
+
+    def __init__(self, other: socket.socket, faults: Callable[[int], OSError | None]) -> None:
+        super().__init__(fileno=other.dup().detach())
+        self.setblocking(False)
+        self.looks, self.accepted = 0, 0
+        self._faults = faults
+
+    def accept(self) -> tuple[socket.socket, object]:
+        self.looks += 1
+        if fault := self._faults(self.looks):
+            raise fault
+        found = super().accept()
+        self.accepted += 1
+        return found
 
 
 @pytest.fixture
 def listener() -> Iterator[socket.socket]:
-    with socket.create_server(("127.0.0.1", 0), backlog=1_024) as sock:
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as sock:
         yield sock
 
 
 async def serve(listener: socket.socket, name: str) -> asyncio.AbstractServer:
     """Serve on a socket of its own that takes from the same queue, as another process has it."""
     loop = asyncio.get_running_loop()
-    own = listener.dup()
     server: asyncio.AbstractServer = await loop.create_server(
-        lambda: Worker(name), sock=own, backlog=1_024
+        lambda: Worker(name), sock=listener.dup(), backlog=512
     )
     return server
 
@@ -64,7 +99,7 @@ async def serve(listener: socket.socket, name: str) -> asyncio.AbstractServer:
 def callers(listener: socket.socket, count: int) -> Iterator[list[socket.socket]]:
     """Connect at once."""
     address = listener.getsockname()
-    sockets = [socket.create_connection(address) for _ in range(count)]
+    sockets = [socket.create_connection(address, timeout=10) for _ in range(count)]
     try:
         yield sockets
     finally:
@@ -80,6 +115,27 @@ async def greetings(sockets: list[socket.socket]) -> str:
     return "".join([(await loop.sock_recv(sock, 1)).decode() for sock in sockets])
 
 
+def test_a_worker_leaves_the_next_connection_to_others(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it be awake and the others not yet."""
+    monkeypatch.setattr(accepting, "_LOOK_AWAY_SECONDS", 5.0)
+
+    async def share() -> str:
+        first = await serve(listener, "a")
+        found = await greetings(waiting[:1])
+        for _ in range(10):
+            await asyncio.sleep(0)
+        second = await serve(listener, "b")
+        found += await greetings(waiting[1:])
+        first.close()
+        second.close()
+        return found
+
+    with callers(listener, 2) as waiting:
+        assert run(share) == "ab"
+
+
 @pytest.mark.parametrize("count", [2, 8, 16, 100])
 def test_two_workers_share_callers_who_came_in_one_instant(
     listener: socket.socket, count: int
@@ -92,26 +148,70 @@ def test_two_workers_share_callers_who_came_in_one_instant(
         return found
 
     with callers(listener, count) as waiting:
-        names = run(share)
+        greeted = Counter(run(share))
 
-    assert len(names) == count
-    assert 3 * min(names.count("a"), names.count("b")) >= count
+    assert greeted.total() == count
+    assert 3 * min(greeted["a"], greeted["b"]) >= count
 
 
 def test_a_worker_alone_takes_all_that_come(listener: socket.socket) -> None:
-    """Also those that come when it has looked away."""
+    """Also those that come when it has looked away, and when it has long looked again."""
 
     async def take() -> list[str]:
         server = await serve(listener, "a")
-        found = [await greetings(waiting)]
-        for _ in range(3):
+        found = []
+        for pause in (0.0, 0.0, 0.001, 0.05, 0.05):
+            await asyncio.sleep(pause)
             with callers(listener, 5) as more:
                 found.append(await greetings(more))
         server.close()
         return found
 
-    with callers(listener, 300) as waiting:
-        assert run(take) == ["a" * 300, *3 * ["a" * 5]]
+    assert run(take) == 5 * ["a" * 5]
+
+
+async def _served(sock: Listener, waiting: list[socket.socket]) -> str:
+    with closing(SharingServer(asyncio.get_running_loop(), sock, lambda: Worker("a"))):
+        return await greetings(waiting)
+
+
+def test_as_long_as_many_wait_more_are_taken_at_a_time(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1, 1, 2, 2, 3, 3 and so on are 100 in 20 looks."""
+    looked = []
+    look = SharingServer._look
+    monkeypatch.setattr(SharingServer, "_look", lambda self: (looked.append(0), look(self)))
+    sock = Listener(listener, lambda _: None)
+
+    with callers(listener, 100) as waiting:
+        assert run(lambda: _served(sock, waiting)) == "a" * 100
+
+    assert 19 <= len(looked) <= 22
+
+
+def test_a_caller_who_left_keeps_nobody_waiting(listener: socket.socket) -> None:
+    """Of a hundred looks at the queue every third finds one that has left."""
+    gone = ConnectionAbortedError(errno.ECONNABORTED, "Software caused connection abort")
+    sock = Listener(listener, lambda look: gone if look % 3 == 0 else None)
+
+    with callers(listener, 40) as waiting:
+        assert run(lambda: _served(sock, waiting)) == "a" * 40
+
+    assert sock.accepted == 40
+
+
+def test_without_room_it_tries_again(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(accepting, "_RETRY_SECONDS", 0.01)
+    full = OSError(errno.EMFILE, "Too many open files")
+    sock = Listener(listener, lambda look: full if look < 3 else None)
+
+    with callers(listener, 3) as waiting:
+        assert run(lambda: _served(sock, waiting)) == "aaa"
+
+    assert caplog.text.count("no room for another connection") == 2
 
 
 def test_a_closed_server_takes_nothing_and_leaves_what_it_took(listener: socket.socket) -> None:
@@ -122,6 +222,7 @@ def test_a_closed_server_takes_nothing_and_leaves_what_it_took(listener: socket.
             first.close()
             await first.wait_closed()
             with callers(listener, 1) as after:
+                # Long enough for it to look again, were it not closed.
                 await asyncio.sleep(0.01)
                 with pytest.raises(BlockingIOError):
                     before[0].recv(1)
@@ -131,34 +232,23 @@ def test_a_closed_server_takes_nothing_and_leaves_what_it_took(listener: socket.
         return found
 
     assert run(close) == "ab"
+    assert not Worker.told_to_end
 
 
-class Full(socket.socket):
-    """Has no room for a connection, the first times."""
+def test_a_connection_that_was_just_taken_is_told_of_the_end(listener: socket.socket) -> None:
+    """The server tells those that it knows, and does not know this one yet."""
 
-    times = 2
+    async def end() -> str:
+        server = cast("SharingServer", await serve(listener, "a"))
+        server._look()
+        server.close()
+        found = await greetings(waiting)
+        await server.wait_closed()
+        return found
 
-    def accept(self) -> tuple[socket.socket, object]:
-        if self.times:
-            self.times -= 1
-            raise OSError(errno.EMFILE, "Too many open files")
-        return super().accept()
-
-
-def test_without_room_it_tries_again(
-    listener: socket.socket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(accepting, "_RETRY_SECONDS", 0.01)
-
-    async def take() -> str:
-        full = Full(fileno=listener.dup().detach())
-        full.setblocking(False)
-        with closing(SharingServer(asyncio.get_running_loop(), full, lambda: Worker("a"))):
-            return await greetings(waiting)
-
-    with callers(listener, 3) as waiting:
-        assert run(take) == "aaa"
-    assert caplog.text.count("no room for another connection") == 2
+    with callers(listener, 1) as waiting:
+        assert run(end) == "a"
+    assert Worker.told_to_end == ["a"]
 
 
 def test_a_socket_of_its_own_is_served_as_ever() -> None:
@@ -171,3 +261,18 @@ def test_a_socket_of_its_own_is_served_as_ever() -> None:
         return found
 
     assert run(take) == "aaa"
+
+
+@pytest.mark.parametrize(("workers", "loop"), [(1, "auto"), (2, "service.accepting:SharingLoop")])
+def test_several_workers_share(
+    workers: int, loop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(uvicorn, "run", lambda *_, **settings: given.update(settings))
+    # Set for the workers; taken back at the end.
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")
+    url = SecretStr("redis://127.0.0.1:1")
+
+    _serve(Settings(model_store=tmp_path, data_dir=tmp_path, redis_url=url, workers=workers))
+
+    assert (given["workers"], given["loop"]) == (workers, loop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,11 @@ def main() -> None:
         assert sums == [2.0, 1.0]
         np.savez(out / f"rank-{processes.rank}.npz", gradient=layer.weight.grad, **seen)
         distributed.barrier()
-    threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    threads = []
+    for path in Path("/proc/self/task").glob("*/comm"):
+        # Others end meanwhile.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            threads.append(path.read_text().strip())
     (out / f"threads-{processes.rank}.txt").write_text("\n".join(threads))
 
 
