@@ -9,19 +9,19 @@ others take theirs; as long as some are left it takes one more every other time.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import socket
 from asyncio import AbstractServer
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import uvloop
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-# As asyncio has it: with no room for a connection now, there may be soon.
-_NO_ROOM: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+if TYPE_CHECKING:
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
 _RETRY_SECONDS: Final = 1.0
+"""After a fault, which is seldom gone at once: no room for another open file, say."""
 _LOOK_AWAY_SECONDS: Final = 0.002
 """Longer than an idle process takes to wake up, and than timers may be late."""
 _MOST: Final = 64
@@ -35,6 +35,7 @@ ProtocolFactory = Callable[[], asyncio.BaseProtocol]
 class SharingLoop(uvloop.Loop):
     """An event loop that leaves connections of a socket it was given to others who listen, too."""
 
+    # uvloop names each of a dozen arguments; those that are not looked at are handed on.
     async def create_server(  # type: ignore[override]
         self,
         protocol_factory: ProtocolFactory,
@@ -92,9 +93,13 @@ class SharingServer:
         try:
             taken = self._take(share)
         except OSError as exc:
-            if exc.errno not in _NO_ROOM:
-                raise
-            _log.error("no room for another connection: %s", exc)
+            # Not raised: the socket stays ready, and the fault would come again without a pause.
+            _log.error(
+                "connections cannot be taken, and wait for %.0f s: %s (of open files, "
+                "ulimit -n allows more)",
+                _RETRY_SECONDS,
+                exc,
+            )
             self._look_away(_RETRY_SECONDS)
             return
         # Some but not all: others who look took part, and more may be on their way.
@@ -135,7 +140,7 @@ class SharingServer:
                 self._protocol_factory, connection
             )
         except OSError:
-            # The caller left before there was a protocol to tell.
+            # The caller left before there was a protocol to tell: macOS refuses options then.
             connection.close()
             return
         if not self._is_open:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, TypeVar, cast
 
 import pytest
 import uvicorn
+import uvloop
 from pydantic import SecretStr
 
 from service import accepting
@@ -201,17 +202,46 @@ def test_a_caller_who_left_keeps_nobody_waiting(listener: socket.socket) -> None
     assert sock.accepted == 40
 
 
-def test_without_room_it_tries_again(
-    listener: socket.socket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    "fault", [OSError(errno.EMFILE, "Too many open files"), OSError(errno.EIO, "whatever")]
+)
+def test_after_a_fault_it_tries_again(
+    listener: socket.socket,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fault: OSError,
 ) -> None:
-    monkeypatch.setattr(accepting, "_RETRY_SECONDS", 0.01)
-    full = OSError(errno.EMFILE, "Too many open files")
-    sock = Listener(listener, lambda look: full if look < 3 else None)
+    """In a while: the socket stays ready, and a loop that looked at once would do nothing else."""
+    monkeypatch.setattr(accepting, "_RETRY_SECONDS", 0.05)
+    sock = Listener(listener, lambda look: fault if look < 3 else None)
 
     with callers(listener, 3) as waiting:
         assert run(lambda: _served(sock, waiting)) == "aaa"
 
-    assert caplog.text.count("no room for another connection") == 2
+    assert caplog.text.count(f"connections cannot be taken, and wait for 0 s: {fault}") == 2
+
+
+def test_a_caller_who_left_just_now_harms_nobody(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connection is closed, the next one is served."""
+    faults = [OSError(errno.EINVAL, "Invalid argument")]
+
+    async def connect(self: SharingLoop, *arguments: Any) -> Any:
+        if faults:
+            raise faults.pop()
+        return await uvloop.Loop.connect_accepted_socket(self, *arguments)
+
+    monkeypatch.setattr(SharingLoop, "connect_accepted_socket", connect, raising=False)
+
+    async def take() -> tuple[str, str]:
+        server = await serve(listener, "a")
+        found = await greetings(waiting[:1]), await greetings(waiting[1:])
+        server.close()
+        return found
+
+    with callers(listener, 2) as waiting:
+        assert run(take) == ("", "a")
 
 
 def test_a_closed_server_takes_nothing_and_leaves_what_it_took(listener: socket.socket) -> None:
