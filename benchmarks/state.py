@@ -9,232 +9,44 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import hashlib
 import json
-import os
-import random
-import re
 import shutil
-import socket
 import statistics
 import subprocess
-import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import hiredis
 import numpy as np
 
+from benchmarks.encoded import (
+    CLICKS,
+    ENCODED,
+    LIST,
+    PIPELINE,
+    SCRIPTS,
+    START_MS,
+    Command,
+    Encoding,
+    Load,
+    appends,
+    fill,
+)
+from benchmarks.redis_process import Server, server
 from benchmarks.round_trips import counting_proxy
 from model_store import Click
 from service.embedded_redis import find_server
 from service.packed_profile import Origin, pack_profile
 from service.state import NewClick, State, Video
-from service.state.codec import META_BYTES, mark, pack_click, pack_video
+from service.state.codec import META_BYTES, pack_video
 from service.state.keys import user_keys, video_key
 
 RESULTS = Path(__file__).parent / "results"
-SCRIPTS = Path(__file__).parents[1] / "service/state/scripts"
-ENCODINGS = Path(__file__).parent / "encodings"
-APPEND = SCRIPTS / "append.lua"
-CLICKS = 160
-START_MS = 1_700_000_000_000
-PIPELINE = 100
 PROFILE_BYTES, VIDEO_BYTES = 3_778, 1_032
 
-Command = tuple[str | bytes | int, ...]
 Runs = dict[str, list[float]]
-
-
-class Server:
-    """A redis-server on a unix socket."""
-
-    def __init__(self, process: subprocess.Popen[bytes], path: Path) -> None:
-        self.process, self.path = process, path
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.connect(str(path))
-        self.reader = hiredis.Reader()
-
-    def ask(self, *command: str | bytes | int) -> object:
-        """Send one command and return its answer."""
-        return self.exchange([hiredis.pack_command(command)], 1)[0]
-
-    def exchange(self, packed: Sequence[bytes], answers: int) -> list[object]:
-        """Send packed commands and return so many answers."""
-        self.socket.sendall(b"".join(packed))
-        found: list[object] = []
-        while len(found) < answers:
-            answer = self.reader.gets()
-            if answer is False:
-                self.reader.feed(self.socket.recv(1 << 16))
-                continue
-            if isinstance(answer, Exception):
-                raise answer
-            found.append(answer)
-        return found
-
-    def cpu_seconds(self) -> float:
-        """Return the CPU time of the server so far."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def used_memory(self) -> int:
-        """Return ``used_memory``."""
-        text = self.ask("INFO", "memory")
-        assert isinstance(text, bytes)  # noqa: S101  INFO answers text
-        found = re.search(rb"used_memory:(\d+)", text)
-        assert found  # noqa: S101
-        return int(found[1])
-
-    def aof_bytes(self, directory: Path) -> int:
-        """Return the size of the append-only files."""
-        return sum(f.stat().st_size for f in directory.rglob("*aof*") if f.is_file())
-
-
-@contextmanager
-def server(binary: Path, *, appendonly: bool) -> Iterator[tuple[Server, Path]]:
-    """Run a redis-server as the service does, or without its append-only file."""
-    major = int(re.search(r"v=(\d+)", subprocess.check_output([binary, "--version"], text=True))[1])  # type: ignore[index]
-    compact = "listpack" if major >= 7 else "ziplist"  # noqa: PLR2004  renamed in 7
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "s"
-        process = subprocess.Popen(
-            [
-                str(binary),
-                "--port",
-                "0",
-                "--unixsocket",
-                str(path),
-                "--dir",
-                directory,
-                "--save",
-                "",
-                "--appendonly",
-                "yes" if appendonly else "no",
-                f"--zset-max-{compact}-entries",
-                "256",
-            ],
-            stdout=subprocess.DEVNULL,
-            env={**os.environ, "LC_ALL": "C"},
-        )
-        try:
-            while not path.exists():
-                time.sleep(0.02)
-            yield Server(process, path), Path(directory)
-        finally:
-            process.kill()
-            process.wait()
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """A way to keep a history: its script, and the command that appends clicks."""
-
-    name: str
-    script: Path
-    command: Callable[[str, Sequence[tuple[int, str, str]]], Command]
-
-    @property
-    def sha(self) -> str:
-        """Redis' name of the script."""
-        return hashlib.sha1(self.script.read_bytes(), usedforsecurity=False).hexdigest()
-
-
-def _listed(user: str, clicks: Sequence[tuple[int, str, str]]) -> Command:
-    keys = user_keys(user)
-    parts: list[str | bytes | int] = []
-    for at, video, event in clicks:
-        parts += [pack_click(Click(at, video)), mark(event)]
-    return (3, keys.history, keys.meta, keys.profile, CLICKS, CLICKS, 0, *parts)
-
-
-def _sorted(user: str, clicks: Sequence[tuple[int, str, str]]) -> Command:
-    parts: list[str | bytes | int] = []
-    for at, video, event in clicks:
-        parts += [at, f"{at}:{video}", mark(event)]
-    return (3, f"z:{{{user}}}:h", f"z:{{{user}}}:m", f"z:{{{user}}}:e", CLICKS, CLICKS, *parts)
-
-
-def _packed(user: str, clicks: Sequence[tuple[int, str, str]]) -> Command:
-    parts: list[str | bytes | int] = []
-    for at, video, event in clicks:
-        parts += [pack_click(Click(at, video)), mark(event)]
-    return (1, f"s:{{{user}}}", CLICKS, 0, *parts)
-
-
-LIST = Encoding("list", APPEND, _listed)
-ENCODED = [
-    LIST,
-    Encoding("sorted_set", ENCODINGS / "sorted_set.lua", _sorted),
-    Encoding("packed_value", ENCODINGS / "packed_value.lua", _packed),
-]
-
-
-class Load:
-    """Clicks of many users, each newer than all before."""
-
-    def __init__(self, users: int, *, events: bool, digits: int = 7) -> None:
-        self._digits = digits
-        self._rng = random.Random(5)
-        self._users = users
-        self._events = events
-        self._at = START_MS
-
-    def clicks(self, count: int) -> list[tuple[int, str, str]]:
-        """Return new clicks: time, video id (of 7 digits, as in the public logs), event id or none."""
-        made = []
-        for _ in range(count):
-            self._at += 1
-            event = f"event-{self._at}" if self._events else ""
-            made.append(
-                (self._at, f"{self._rng.randrange(10**self._digits):0{self._digits}d}", event)
-            )
-        return made
-
-    def user(self) -> str:
-        """Return one of the users."""
-        return f"user{self._rng.randrange(self._users):06d}"
-
-    def users(self) -> list[str]:
-        """Return all of them."""
-        return [f"user{number:06d}" for number in range(self._users)]
-
-
-def fill(redis: Server, encoding: Encoding, load: Load) -> None:
-    """Give every user a full history, in calls of 20."""
-    redis.ask("SCRIPT", "LOAD", encoding.script.read_bytes())
-    for user in load.users():
-        packed = [
-            hiredis.pack_command(
-                ("EVALSHA", encoding.sha, *encoding.command(user, load.clicks(20)))
-            )
-            for _ in range(CLICKS // 20)
-        ]
-        redis.exchange(packed, len(packed))
-
-
-def appends(
-    redis: Server, encoding: Encoding, load: Load, *, per_call: int, total: int
-) -> tuple[float, float]:
-    """Append; return appends per second of wall time, and per second of Redis' CPU."""
-    calls = [
-        hiredis.pack_command(
-            ("EVALSHA", encoding.sha, *encoding.command(load.user(), load.clicks(per_call)))
-        )
-        for _ in range(total // per_call)
-    ]
-    batch = max(1, PIPELINE // per_call)
-    cpu, start = redis.cpu_seconds(), time.perf_counter()
-    for at in range(0, len(calls), batch):
-        part = calls[at : at + batch]
-        redis.exchange(part, len(part))
-    wall = time.perf_counter() - start
-    count = len(calls) * per_call
-    return count / wall, count / max(redis.cpu_seconds() - cpu, 1e-3)
 
 
 def memory(redis: Server, encoding: Encoding, *, events: bool, users: int) -> float:
