@@ -37,6 +37,18 @@ RUN python -m venv --without-pip /opt/venv \
  && /opt/venv/bin/python -c 'import onnxruntime; print(onnxruntime.get_available_providers())'
 
 
+# The part in C; its compiler stays here.
+FROM base AS compiled
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends gcc libc6-dev \
+ && rm -rf /var/lib/apt/lists/*
+COPY service/_ranking.c ./
+RUN gcc -O3 -fPIC -shared _ranking.c \
+        -I "$(python -c 'import sysconfig; print(sysconfig.get_path("include"))')" \
+        -o "_ranking$(python -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')" \
+ && python -c 'import _ranking'
+
+
 FROM base AS training-packages
 # Where torch comes from, beside PyPI: the CPU build here, nothing for PyPI's CUDA build.
 ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
@@ -65,6 +77,7 @@ COPY --from=service-packages /opt/venv /opt/venv
 COPY deploy/healthcheck.py ./
 COPY model_store ./model_store
 COPY service ./service
+COPY --from=compiled /app/_ranking.*.so ./service/
 # Only the files of the metrics of several workers are written, to memory: the root file system
 # may be read-only. State lives in Redis: CTR_REDIS_URL must be given, there is no embedded one.
 ENV CTR_HOST=0.0.0.0 \

@@ -13,11 +13,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-_LINE: Final = 8
-"""Hashes in a line of the table, which is one of the processor's."""
+from service.steps import LINE, NEVER_EMPTY, STEPS, UNUSED_BITS
+
 _EMPTY: Final = 0
-_NEVER_EMPTY: Final = 1
-_UNUSED_BITS: Final = 1
 
 
 class Fingerprints:
@@ -35,26 +33,17 @@ class Fingerprints:
 
     def __init__(self, capacity: int) -> None:
         # Half full at most: then one key in fifty finds its line full.
-        lines = 1 << (max(1, 2 * capacity // _LINE) - 1).bit_length()
+        lines = 1 << (max(1, 2 * capacity // LINE) - 1).bit_length()
         self._mask = lines - 1
         # Zeros that nobody has written to take no memory.
-        self._hashes = np.zeros((lines, _LINE), np.int64)
-        self._numbers = np.zeros(lines * _LINE, np.int32)
+        self._hashes = np.zeros((lines, LINE), np.int64)
+        self._numbers = np.zeros(lines * LINE, np.int32)
         # Single items of an array cost numpy several times what they cost a view.
         self._hash_at = self._hashes.reshape(-1).data
 
-    def find(self, keys: Sequence[str]) -> npt.NDArray[np.int64]:
-        """Return the numbers of keys [N], -1 for what is not here."""
-        hashes = np.fromiter(map(hash, keys), np.int64, count=len(keys))
-        lines = (hashes >> _UNUSED_BITS) & self._mask
-        hashes |= _NEVER_EMPTY
-        hits = np.flatnonzero(self._hashes[lines] == hashes[:, None])
-        if len(hits) == len(keys):
-            return self._numbers[lines * _LINE + hits % _LINE].astype(np.int64)
-        numbers = np.full(len(keys), -1, np.int64)
-        at = hits // _LINE
-        numbers[at] = self._numbers[lines[at] * _LINE + hits % _LINE]
-        return numbers
+    def find(self, keys: Sequence[str]) -> tuple[npt.NDArray[np.int64], int]:
+        """Return the numbers of keys [N], -1 for what is not here, and how many are."""
+        return STEPS.find(keys, self._hashes, self._numbers)
 
     def add(self, key: str, number: int) -> bool:
         """Remember a key that is not here; whether it may be told from those that are."""
@@ -75,5 +64,5 @@ class Fingerprints:
 
     def _line(self, key: str) -> tuple[int, list[int], int]:
         found = hash(key)
-        first = ((found >> _UNUSED_BITS) & self._mask) * _LINE
-        return found | _NEVER_EMPTY, self._hash_at[first : first + _LINE].tolist(), first
+        first = ((found >> UNUSED_BITS) & self._mask) * LINE
+        return found | NEVER_EMPTY, self._hash_at[first : first + LINE].tolist(), first

@@ -56,7 +56,11 @@ class _Waiting:
 
     @property
     def weight(self) -> float:
-        return len(self.job.slots) + _NEW_VIDEO_WEIGHT * len(self.job.new)
+        return _weight(self.job)
+
+
+def _weight(job: Job) -> float:
+    return len(job.slots) + _NEW_VIDEO_WEIGHT * len(job.new)
 
 
 class HeadQueue:
@@ -86,22 +90,22 @@ class HeadQueue:
             DeadlineError: it passed.
         """
         asked = time.perf_counter()
-        waiting = _Waiting(job, deadline, asyncio.get_running_loop().create_future())
-        if waiting.weight * self._seconds_per_row <= self._batching.inline_seconds:
+        if _weight(job) * self._seconds_per_row <= self._batching.inline_seconds:
             if deadline <= time.monotonic():
                 raise DeadlineError(_LATE)
-            scored = self._measured(waiting)
+            scored = self._measured(job)
         else:
+            waiting = _Waiting(job, deadline, asyncio.get_running_loop().create_future())
             self._waiting.append(waiting)
             self._start()
             scored = await waiting.future
         note_laps(asked, scored.laps)
         return scored
 
-    def _measured(self, waiting: _Waiting) -> Scored:
+    def _measured(self, job: Job) -> Scored:
         begin = time.thread_time()
-        scored = score(waiting.job)
-        self._learn(waiting.weight, time.thread_time() - begin)
+        scored = score(job)
+        self._learn(_weight(job), time.thread_time() - begin)
         metrics.JOBS_PER_RUN.observe(1)
         return scored
 

@@ -21,14 +21,13 @@ from model_store import FloatArray, Layout, Model, OpenVersion
 from service import metrics
 from service.fingerprints import Fingerprints
 from service.state import Video
+from service.steps import STEPS
 
 SlotArray = npt.NDArray[np.int64]
 """[N] where a row is: 0 and above in the cache, -1 nowhere, -2 - i in place i of what is new."""
 
 _HIT: Final = metrics.ROWS.labels("hit")
 _MISS: Final = metrics.ROWS.labels("miss")
-_MANY: Final = 100
-"""From so many ids on, looking them up together is the faster way."""
 _DROPS_REMEMBERED: Final = 100_000
 _SAMPLE: Final = 2_048
 _EVICTED_SHARE: Final = 8
@@ -82,19 +81,24 @@ class RowCache:
 
     def look_up(self, video_ids: Sequence[str]) -> SlotArray:
         """Return the slots of videos [N], -1 for what is not here; those here count as used."""
-        if len(video_ids) < _MANY:
+        if len(video_ids) < STEPS.many:
             known = map(self._slots.get, video_ids, repeat(-1))
             slots = np.fromiter(known, np.int64, count=len(video_ids))
             self._used[slots[slots >= 0]] = next(self._ticks)
             return slots
-        slots = self._fingerprints.find(video_ids)
-        absent = np.flatnonzero(slots < 0).tolist()
-        if absent:
-            slots[absent] = [self._slots.get(video_ids[place], -1) for place in absent]
-            self._used[slots[slots >= 0]] = next(self._ticks)
-        else:
+        slots, found = self._fingerprints.find(video_ids)
+        if found == len(slots):
             self._used[slots] = next(self._ticks)
+            return slots
+        absent = np.flatnonzero(slots < 0).tolist()
+        slots[absent] = [self._slots.get(video_ids[place], -1) for place in absent]
+        self._used[slots[slots >= 0]] = next(self._ticks)
         return slots
+
+    def look_all_up(self, video_ids: Sequence[str]) -> SlotArray | None:
+        """Return the slots of videos [N] that are all here, or nothing; those here count as used."""
+        slots = self.look_up(video_ids)
+        return slots if int(slots.min(initial=0)) >= 0 else None
 
     @contextmanager
     def pinned(self) -> Iterator[None]:
@@ -298,19 +302,12 @@ def gather(table: FloatArray, new: FloatArray, slots: SlotArray) -> FloatArray:
     Of tables that are cut to the part of a row that is needed, only that part is copied.
     """
     if not len(new) or (slots >= 0).all():
-        return _copied(table, slots)
+        return STEPS.gather(table, slots)
     rows = np.empty((len(slots), table.shape[1]), np.float32)
     cached = slots >= 0
-    rows[cached] = _copied(table, slots[cached])
+    rows[cached] = STEPS.gather(table, slots[cached])
     rows[~cached] = new[-2 - slots[~cached]]
     return rows
-
-
-def _copied(table: FloatArray, slots: SlotArray) -> FloatArray:
-    # A row as one item: numpy copies it at once, in half the time of that many numbers.
-    width = table.shape[1]
-    items = table.view(np.dtype((np.void, table.itemsize * width)))[:, 0]
-    return items[slots].view(table.dtype).reshape(len(slots), width)
 
 
 def encode(opened: OpenVersion, videos: Sequence[Video]) -> FloatArray:

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from model_store import OpenVersion
 from service import metrics
@@ -24,6 +23,7 @@ from service.profiles import Profiles
 from service.request_context import timed
 from service.rows import Resolved, RowCache, SlotArray, count_hits, resolve
 from service.state import Position, StateDownError, Video
+from service.steps import STEPS
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +217,7 @@ class Scoring:
             metrics.show_score(work.scored.probabilities)
         else:
             metrics.DEGRADED.labels(degraded.level).inc()
-        places, ordered, unranked = _rank(work.scored.probabilities, wishes.top_k)
+        places, ordered, unranked = STEPS.order(work.scored.probabilities, wishes.top_k)
         # With Redis gone nobody knows whether a video is registered.
         unknown = "unknown_video" if degraded is None else "state_down"
         return Ranking(
@@ -248,8 +248,8 @@ class Scoring:
         guess = self._profiles.last.guess(opened, user_id) if self._luck.worth_trying() else None
         if guess is None or candidates.inline:
             return None
-        slots = cache.look_up(candidates.video_ids)
-        if (slots < 0).any():
+        slots = cache.look_all_up(candidates.video_ids)
+        if slots is None:
             return None
         reading = asyncio.create_task(self._profiles.view(opened, user_id, ()))
         try:
@@ -259,7 +259,7 @@ class Scoring:
             if reading.done():
                 reading.result()
             with metrics.stage("model"):
-                job = Job(opened, guess.array, cache.table, slots, ())
+                job = Job(opened, guess.array, cache.table, slots, (), complete=True)
                 scored = await self._head.score(job, deadline)
             # Only what is waited for beyond the run.
             with metrics.stage("state", "redis"):
@@ -271,7 +271,7 @@ class Scoring:
         right = profile.array is guess.array
         self._luck.note(right=right)
         if not right:
-            job = Job(opened, profile.array, cache.table, slots, ())
+            job = Job(opened, profile.array, cache.table, slots, (), complete=True)
             with metrics.stage("model"):
                 scored = await self._head.score(job, deadline)
         count_hits(len(slots))
@@ -369,14 +369,3 @@ def _with_inline(resolved: Resolved[Any], inline: Mapping[int, Video], count: in
     # In the order of the places, as the contents are.
     slots[list(inline)] = -2 - len(resolved.fresh) - np.arange(len(inline))
     return slots
-
-
-def _rank(
-    scores: npt.NDArray[np.float64], top_k: int | None
-) -> tuple[list[int], list[float], list[int]]:
-    """Order places by score, best first; then the places without one."""
-    # NaN sorts last, and a stable sort keeps the order of the request.
-    order = np.argsort(-scores, kind="stable")
-    ranked = len(scores) - int(np.isnan(scores).sum())
-    best = order[: ranked if top_k is None else min(top_k, ranked)]
-    return best.tolist(), scores[best].tolist(), order[ranked:].tolist()

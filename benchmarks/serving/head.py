@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from benchmarks.serving.scenario import SHAPE, make_network
 from model_store import FloatArray, Model
-from service.head import TILE
+from service.head import tiles_of
 from training.compact import compact
 from training.export import export_graphs, layout_of
 from training.models.thacil import Profile, Thacil
@@ -158,8 +158,8 @@ def _cases(*, pruned: bool) -> dict[str, Callable[[], object]]:
 
 
 def _by_tile(model: Model, profile: FloatArray, rows: FloatArray) -> None:
-    for start in range(0, len(rows), TILE):
-        model.logits(profile, rows[start : start + TILE])
+    for tile in tiles_of(len(rows)):
+        model.logits(profile, rows[tile])
 
 
 def _check(

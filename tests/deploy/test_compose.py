@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -184,6 +186,26 @@ def test_the_runtime_is_as_new_as_the_project_asks() -> None:
     pinned = requirements("service", "--onnxruntime", "onnxruntime==1.30.0")
 
     assert pinned[0] == "onnxruntime==1.30.0"
+
+
+def test_the_image_gets_the_part_in_c(tmp_path: Path) -> None:
+    """The Dockerfile's own command compiles it, and the service's stage takes it from there."""
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc")
+    stage = DOCKERFILE.partition("FROM base AS compiled\n")[2].partition("\nFROM ")[0]
+    command = next(part for part in stage.split("RUN ") if part.startswith("gcc"))
+    shutil.copy(ROOT / "service" / "_ranking.c", tmp_path)
+    # The interpreter of this suite in place of the image's.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(
+        ["bash", "-euc", command], cwd=tmp_path, check=True, env={**os.environ, "PATH": path}
+    )
+
+    assert [found.name for found in tmp_path.glob("_ranking.*.so")]
+    service = DOCKERFILE.rpartition("FROM base AS service\n")[2]
+    assert service.index("COPY service ./service") < service.index(
+        "COPY --from=compiled /app/_ranking.*.so ./service/"
+    )
 
 
 def test_signals_reach_the_service() -> None:

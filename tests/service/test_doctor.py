@@ -17,6 +17,7 @@ import pytest
 from redis import Redis
 
 from model_store import ModelStore
+from service import steps
 from service.doctor import NEEDED, WORKER_MB, examine, memory_limit
 from service.embedded_redis import embedded_redis
 from service.findings import Finding
@@ -60,7 +61,8 @@ def test_a_service_that_will_run_passes(store: ModelStore, tmp_path: Path, url: 
 
     assert done.returncode == 0, done.stdout
     assert f"PASS  model store         {store.current()} opens on cpu" in done.stdout
-    for name in ("versions", "device", "redis", "redis version", "redis writes", "clock"):
+    names = ("versions", "part in C", "device", "redis", "redis version", "redis writes", "clock")
+    for name in names:
         assert re.search(rf"^PASS  {name} ", done.stdout, re.MULTILINE), done.stdout
     assert re.search(r"\n1\d PASS, \d WARN, 0 FAIL\n$", done.stdout)
 
@@ -266,6 +268,17 @@ def test_an_old_package_fails(
     assert finding.verdict == "FAIL"
     assert "at least 999.1 is needed" in finding.seen
     assert "no-such-package is missing" in finding.seen
+
+
+def test_a_part_that_was_not_built_is_told(
+    store: ModelStore, tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything runs without it, slower; what to do is said."""
+    monkeypatch.setattr(steps, "IN_C", None)
+    finding = found(settings(store, tmp_path, redis_url))["part in C"]
+
+    assert finding.verdict == "WARN"
+    assert "gcc" in finding.fix
 
 
 def test_traces_need_their_extra(store: ModelStore, tmp_path: Path, redis_url: str) -> None:

@@ -1,0 +1,112 @@
+"""The steps of a ranking that touch memory at random: look ids up, copy rows, order scores.
+
+They are written twice: in NumPy, which says what they do and runs everywhere, and in C
+(``_ranking.c``), which is built where there is a compiler when this is installed, and takes a
+quarter of the time. Both give the same, bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from model_store import FloatArray
+
+LINE: Final = 8
+"""Hashes in a line of a table of hashes, which is a line of the processor's cache."""
+NEVER_EMPTY: Final = 1
+"""Set in every hash that is kept: no place with one looks like a place without."""
+UNUSED_BITS: Final = 1
+"""Lowest bits of a hash that do not choose its line: they are the same in all that are kept."""
+
+Hashes = npt.NDArray[np.int64]
+"""[lines, LINE], lines a power of two; 0 where there is none."""
+Numbers = npt.NDArray[np.int32]
+"""[lines * LINE], one for each hash."""
+Slots = npt.NDArray[np.int64]
+Scores = npt.NDArray[np.float64]
+Ordered = tuple[list[int], list[float], list[int]]
+"""Places best first and cut, their scores, then the places without a score."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """One way of taking them.
+
+    Attributes:
+        find: keys [N], the table of hashes and the numbers in it, to the numbers of the keys [N],
+            -1 for what is not there, and how many were there.
+        gather: a table [any, R] and slots [N] to rows [N, R]; no slot may be beyond the table.
+        order: scores [N], NaN for none, and how many at most, to their order, ties by place.
+        many: from so many keys on ``find`` is faster than a dictionary.
+    """
+
+    find: Callable[[Sequence[str], Hashes, Numbers], tuple[Slots, int]]
+    gather: Callable[[FloatArray, Slots], FloatArray]
+    order: Callable[[Scores, int | None], Ordered]
+    many: int
+
+
+def _find(keys: Sequence[str], hashes: Hashes, numbers: Numbers) -> tuple[Slots, int]:
+    wanted = np.fromiter(map(hash, keys), np.int64, count=len(keys))
+    lines = (wanted >> UNUSED_BITS) & (len(hashes) - 1)
+    wanted |= NEVER_EMPTY
+    hits = np.flatnonzero(hashes[lines] == wanted[:, None])
+    if len(hits) == len(keys):
+        return numbers[lines * LINE + hits % LINE].astype(np.int64), len(hits)
+    found = np.full(len(keys), -1, np.int64)
+    at = hits // LINE
+    found[at] = numbers[lines[at] * LINE + hits % LINE]
+    return found, len(hits)
+
+
+def _gather(table: FloatArray, slots: Slots) -> FloatArray:
+    # A row as one item: numpy copies it at once, in half the time of that many numbers.
+    width = table.shape[1]
+    items = table.view(np.dtype((np.void, table.itemsize * width)))[:, 0]
+    return items[slots].view(table.dtype).reshape(len(slots), width)
+
+
+def _order(scores: Scores, limit: int | None) -> Ordered:
+    # NaN sorts last, and a stable sort keeps the order of the request.
+    order = np.argsort(-scores, kind="stable")
+    ranked = len(scores) - int(np.isnan(scores).sum())
+    best = order[: ranked if limit is None else min(limit, ranked)]
+    return best.tolist(), scores[best].tolist(), order[ranked:].tolist()
+
+
+IN_NUMPY: Final = Steps(_find, _gather, _order, many=100)
+
+
+def _built() -> Steps | None:
+    try:
+        from service import _ranking  # noqa: PLC0415  only where it was built
+    except ImportError:
+        return None
+
+    def find(keys: Sequence[str], hashes: Hashes, numbers: Numbers) -> tuple[Slots, int]:
+        slots = np.empty(len(keys), np.int64)
+        # A list is taken as it is.
+        return slots, _ranking.find(
+            keys if type(keys) is list else list(keys), hashes, numbers, slots
+        )
+
+    def gather(table: FloatArray, slots: Slots) -> FloatArray:
+        rows = np.empty((len(slots), table.shape[1]), np.float32)
+        _ranking.gather(table, slots, rows)
+        return rows
+
+    def order(scores: Scores, limit: int | None) -> Ordered:
+        return _ranking.order(scores, len(scores) if limit is None else min(limit, len(scores)))
+
+    return Steps(find, gather, order, many=1)
+
+
+IN_C: Final = _built()
+"""Nothing where it was not built."""
+STEPS: Final = IN_C or IN_NUMPY
+"""The fastest way there is."""

@@ -1,0 +1,156 @@
+"""The steps in C are those in NumPy, bit for bit, and refuse what would reach beyond an array."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from service import steps
+from service.fingerprints import Fingerprints
+from service.steps import IN_C, IN_NUMPY, LINE, STEPS
+
+ROOT = Path(__file__).parents[2]
+
+both = pytest.mark.skipif(IN_C is None, reason="the part in C was not built: no compiler")
+ids = st.text(min_size=1, max_size=12)
+
+
+def in_c() -> steps.Steps:
+    assert IN_C is not None
+    return IN_C
+
+
+def test_the_part_in_c_is_built_where_there_is_a_compiler() -> None:
+    """This suite runs where one is asked for; without it half of these tests would be skipped."""
+    if sys.platform != "linux":
+        pytest.skip("compilers differ too much elsewhere")
+    assert IN_C is not None
+    assert STEPS is IN_C
+
+
+@both
+@given(st.lists(ids, max_size=60, unique=True), st.lists(ids, max_size=60), st.integers(1, 64))
+def test_keys_are_found(kept: list[str], strangers: list[str], room: int) -> None:
+    """Those kept, those that found no room, and those never seen, in any order and repeated."""
+    table = Fingerprints(room)
+    for number, key in enumerate(kept):
+        table.add(key, number)
+    asked = [*strangers, *kept, *reversed(kept), *strangers]
+
+    slots, found = in_c().find(asked, table._hashes, table._numbers)
+    expected, count = IN_NUMPY.find(asked, table._hashes, table._numbers)
+
+    np.testing.assert_array_equal(slots, expected)
+    assert slots.dtype == np.int64
+    assert found == count == int((expected >= 0).sum())
+
+
+@both
+@pytest.mark.parametrize("way", [IN_NUMPY, IN_C], ids=["numpy", "c"])
+def test_a_key_is_found_once_it_is_added(way: steps.Steps) -> None:
+    """By the number that was given for it; dropped, it is found no more."""
+    table = Fingerprints(100)
+    assert table.add("a", 7)
+    assert table.add("b", 8)
+
+    assert way.find(["b", "c", "a"], table._hashes, table._numbers)[0].tolist() == [8, -1, 7]
+    table.drop("a")
+    assert way.find(["b", "c", "a"], table._hashes, table._numbers)[0].tolist() == [8, -1, -1]
+
+
+@both
+@given(st.data(), st.integers(1, 30), st.integers(1, 40), st.integers(1, 40))
+def test_rows_are_copied(data: st.DataObject, height: int, width: int, more: int) -> None:
+    """Whole rows, and the first part of wider ones."""
+    table = np.random.default_rng(height).standard_normal((height, width + more)).astype(np.float32)
+    chosen = data.draw(st.lists(st.integers(0, height - 1), max_size=40))
+    slots = np.array(chosen, np.int64)
+
+    for part in (table, table[:, :width]):
+        rows = in_c().gather(part, slots)
+        np.testing.assert_array_equal(rows, IN_NUMPY.gather(part, slots))
+        np.testing.assert_array_equal(rows, part[slots])
+        assert rows.flags.c_contiguous
+
+
+scores = hnp.arrays(
+    np.float64,
+    st.integers(0, 300),
+    elements=st.one_of(
+        st.floats(0.0, 1.0),
+        st.sampled_from([0.0, -0.0, 0.5, 1.0, float("nan"), float("inf"), -float("inf"), 5e-324]),
+        st.floats(),
+    ),
+)
+
+
+@both
+@given(scores, st.none() | st.integers(0, 400))
+def test_scores_are_ordered(given_scores: np.ndarray, limit: int | None) -> None:
+    """Ties by place, no score at the end, cut where asked."""
+    places, best, unranked = in_c().order(given_scores, limit)
+    expected = IN_NUMPY.order(given_scores, limit)
+
+    assert (places, unranked) == (expected[0], expected[2])
+    np.testing.assert_array_equal(np.array(best), np.array(expected[1]))
+    assert all(type(each) is float for each in best)
+
+
+@both
+@pytest.mark.parametrize("slot", [-1, 3, 2**40])
+def test_no_row_beyond_the_table_is_read(slot: int) -> None:
+    """The first such slot is named."""
+    with pytest.raises(IndexError, match=rf"slot {slot} at 1, the table has 3 rows"):
+        in_c().gather(np.zeros((3, 2), np.float32), np.array([0, slot], np.int64))
+
+
+@both
+def test_arrays_of_another_form_are_refused() -> None:
+    """Of another type, another shape, or not side by side."""
+    good = np.zeros((4, 2), np.float32)
+    slots = np.zeros(2, np.int64)
+    hashes, numbers = np.zeros((2, LINE), np.int64), np.zeros(2 * LINE, np.int32)
+    steps_in_c = in_c()
+    with pytest.raises(TypeError, match="table has 2 dimensions of 8 bytes an item, not 2 of 4"):
+        steps_in_c.gather(good.astype(np.float64), slots)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="side by side"):
+        steps_in_c.gather(good.T.copy().T, slots)
+    with pytest.raises(TypeError, match="slots has 1 dimensions of 4"):
+        steps_in_c.gather(good, slots.astype(np.int32))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="lines a power of two"):
+        steps_in_c.find(["a"], np.zeros((3, LINE), np.int64), np.zeros(3 * LINE, np.int32))
+    with pytest.raises(ValueError, match="numbers"):
+        steps_in_c.find(["a"], hashes, numbers[:-1])
+    with pytest.raises(TypeError, match="key 1 is int, not str"):
+        steps_in_c.find(["a", 1], hashes, numbers)  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="scores has 1 dimensions of 4"):
+        steps_in_c.order(np.zeros(3, np.float32), None)  # type: ignore[arg-type]
+
+
+def test_without_the_part_in_c_everything_is_in_numpy(tmp_path: Path) -> None:
+    """As where it could not be built: nothing else is missing."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nsys.modules['service._ranking'] = None\n"
+    )
+    code = (
+        "import numpy as np; from service import steps; from service.rows import gather\n"
+        "assert steps.IN_C is None and steps.STEPS is steps.IN_NUMPY\n"
+        "assert steps.STEPS.order(np.array([.1, .3, .2]), 2) == ([1, 2], [.3, .2], [])\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
