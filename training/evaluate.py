@@ -5,16 +5,25 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
+from torch.nn import functional
 
 from model_store import FloatArray
 from training.batches import Batch, Policy, VideoTable
+from training.by_length import Part, logits_by_length
 from training.config import RunConfig
 from training.errors import DataError
 from training.examples import Examples
 from training.histories import ClickHistories
 from training.interactions import ClickLog, Impressions
 from training.metrics import evaluate_lists, evaluate_scores
-from training.models import PERSONAL_MODELS, Network, PersonalNetwork, build_baseline
+from training.models import (
+    PERSONAL_MODELS,
+    HistoryNetwork,
+    Network,
+    PersonalNetwork,
+    build_baseline,
+)
 from training.models.lstm import Lstm
 from training.models.lstm_attention import LstmAttention
 from training.models.thacil import Thacil, ThacilShape
@@ -75,12 +84,46 @@ def forward(network: Network, batch: Batch) -> torch.Tensor:
         logits = shared_logits(network, videos, windows, batch.user, candidates)
     elif isinstance(network, Lstm | LstmAttention) and network.training:
         windows = Windows(batch.clicks, batch.group, batch.first, batch.lengths)
-        profile = network.shared_profile(videos, windows)
-        logits = network.score(profile.index_select(0, batch.user), candidates)
+        logits = _recurrent_logits(
+            network, network.shared_profile(videos, windows), batch, candidates
+        )
     else:
-        clicks = torch.nn.functional.embedding(batch.history, videos)
-        logits = network(clicks, batch.lengths, batch.user, candidates)
+        logits = _padded_logits(network, videos, batch, candidates)
     return logits
+
+
+def _padded_logits(
+    network: HistoryNetwork, videos_VD: Tensor, batch: Batch, candidates_ND: Tensor
+) -> Tensor:
+    """Score by histories that are padded, no further than the longest of their part."""
+    history_UL, size = batch.history, batch.block_size
+
+    def logits_of(part: Part) -> Tensor:
+        width = max(1, -(-part.longest // size)) * size
+        clicks = functional.embedding(history_UL.index_select(0, part.users)[:, :width], videos_VD)
+        lengths = batch.lengths.index_select(0, part.users)
+        logits: Tensor = network(
+            clicks, lengths, part.user, candidates_ND.index_select(0, part.rows)
+        )
+        return logits
+
+    return logits_by_length(batch.lengths, batch.user, logits_of)
+
+
+def _recurrent_logits(
+    network: Lstm | LstmAttention, profile: Tensor, batch: Batch, candidates_ND: Tensor
+) -> Tensor:
+    """Score by states: by the last of each history, or by all of them, which differ in number."""
+    if isinstance(network, Lstm):
+        return network.score(profile.index_select(0, batch.user), candidates_ND)
+
+    def logits_of(part: Part) -> Tensor:
+        states = profile.index_select(0, part.users)[:, : max(1, part.longest)]
+        return network.score(
+            states.index_select(0, part.user), candidates_ND.index_select(0, part.rows)
+        )
+
+    return logits_by_length(batch.lengths, batch.user, logits_of)
 
 
 def history_policy(config: RunConfig) -> Policy:
