@@ -1,8 +1,8 @@
 """The steps of a ranking that touch memory at random: look ids up, copy rows, order scores.
 
 They are written twice: in NumPy, which says what they do and runs everywhere, and in C
-(``_ranking.c``), which is built where there is a compiler when this is installed, and takes a
-quarter of the time. Both give the same, bit for bit.
+(``_ranking.c``), which is built where there is a compiler when this is installed, and saves a
+ranking a tenth of its CPU time. Both give the same, bit for bit.
 """
 
 from __future__ import annotations
