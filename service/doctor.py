@@ -96,7 +96,7 @@ def _check_steps() -> Finding:
         return passed(name, "built: ids, rows and order of a ranking")
     return warned(
         name,
-        "not built: rankings take a tenth more CPU time",
+        f"not there: rankings take a tenth more CPU time ({steps.WHY_NOT})",
         fix="have gcc and Python's headers where thacil-ctr is installed, and install it again",
     )
 

@@ -54,10 +54,6 @@ class _Waiting:
     deadline: float
     future: asyncio.Future[Scored]
 
-    @property
-    def weight(self) -> float:
-        return _weight(self.job)
-
 
 def _weight(job: Job) -> float:
     return len(job.slots) + _NEW_VIDEO_WEIGHT * len(job.new)
@@ -116,7 +112,10 @@ class HeadQueue:
         batching = self._batching
         if not self._waiting or self._running >= batching.threads or self._timer is not None:
             return
-        if batching.window_seconds and sum(w.weight for w in self._waiting) < batching.max_rows:
+        if (
+            batching.window_seconds
+            and sum(_weight(w.job) for w in self._waiting) < batching.max_rows
+        ):
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(batching.window_seconds, self._window_over)
             return
@@ -146,9 +145,9 @@ class HeadQueue:
             if waiting.future.done():
                 self._waiting.popleft()
                 continue
-            if taken and rows + waiting.weight > self._batching.max_rows:
+            if taken and rows + _weight(waiting.job) > self._batching.max_rows:
                 break
-            rows += waiting.weight
+            rows += _weight(waiting.job)
             taken.append(self._waiting.popleft())
         return taken
 
@@ -166,7 +165,7 @@ class HeadQueue:
         else:
             found, seconds = done.result()
             outcomes = [*found]
-            self._learn(sum(waiting.weight for waiting in taken), seconds)
+            self._learn(sum(_weight(waiting.job) for waiting in taken), seconds)
             metrics.JOBS_PER_RUN.observe(len(taken))
         for waiting, outcome in zip(taken, outcomes, strict=True):
             if waiting.future.done():

@@ -82,18 +82,17 @@ def _order(scores: Scores, limit: int | None) -> Ordered:
 IN_NUMPY: Final = Steps(_find, _gather, _order, many=100)
 
 
-def _built() -> Steps | None:
+def _built() -> Steps | str:
+    """Return the steps in C, or why there are none."""
     try:
         from service import _ranking  # noqa: PLC0415  only where it was built
-    except ImportError:
-        return None
+    except ImportError as exc:
+        return str(exc)
 
     def find(keys: Sequence[str], hashes: Hashes, numbers: Numbers) -> tuple[Slots, int]:
-        slots = np.empty(len(keys), np.int64)
-        # A list is taken as it is.
-        return slots, _ranking.find(
-            keys if type(keys) is list else list(keys), hashes, numbers, slots
-        )
+        listed = keys if type(keys) is list else list(keys)
+        slots = np.empty(len(listed), np.int64)
+        return slots, _ranking.find(listed, hashes, numbers, slots)
 
     def gather(table: FloatArray, slots: Slots) -> FloatArray:
         rows = np.empty((len(slots), table.shape[1]), np.float32)
@@ -106,7 +105,10 @@ def _built() -> Steps | None:
     return Steps(find, gather, order, many=1)
 
 
-IN_C: Final = _built()
+_found = _built()
+IN_C: Final = None if isinstance(_found, str) else _found
 """Nothing where it was not built."""
+WHY_NOT: Final = _found if isinstance(_found, str) else ""
+"""Why it is not there; empty where it is."""
 STEPS: Final = IN_C or IN_NUMPY
 """The fastest way there is."""

@@ -60,12 +60,14 @@ class Batch:
     @property
     def history(self) -> Tensor:
         """[U, L], every history by itself: index into the V + 1 videos, padded at the end."""
-        longest = max(1, int(self.lengths.max()))
-        padded = -(-longest // self.block_size) * self.block_size
-        columns = torch.arange(padded, device=self.clicks.device)
+        columns = torch.arange(self.padded(int(self.lengths.max())), device=self.clicks.device)
         inside = columns < self.lengths[:, None]
         place = (self.first[:, None] + columns).clamp(max=self.clicks.shape[1] - 1)
         return self.clicks[self.group[:, None], place].where(inside, len(self.features) - 1)
+
+    def padded(self, longest: int) -> int:
+        """Say how wide histories are kept of which the longest has so many clicks."""
+        return max(1, -(-longest // self.block_size)) * self.block_size
 
     def to(self, device: torch.device) -> Batch:
         """Return the same batch on a device; copies from pinned memory do not wait."""

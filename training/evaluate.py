@@ -96,11 +96,11 @@ def _padded_logits(
     network: HistoryNetwork, videos_VD: Tensor, batch: Batch, candidates_ND: Tensor
 ) -> Tensor:
     """Score by histories that are padded, no further than the longest of their part."""
-    history_UL, size = batch.history, batch.block_size
+    history_UL = batch.history
 
     def logits_of(part: Part) -> Tensor:
-        width = max(1, -(-part.longest // size)) * size
-        clicks = functional.embedding(history_UL.index_select(0, part.users)[:, :width], videos_VD)
+        history = history_UL[:, : batch.padded(part.longest)].index_select(0, part.users)
+        clicks = functional.embedding(history, videos_VD)
         lengths = batch.lengths.index_select(0, part.users)
         logits: Tensor = network(
             clicks, lengths, part.user, candidates_ND.index_select(0, part.rows)

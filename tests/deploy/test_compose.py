@@ -191,7 +191,7 @@ def test_the_runtime_is_as_new_as_the_project_asks() -> None:
 def test_the_image_gets_the_part_in_c(tmp_path: Path) -> None:
     """The Dockerfile's own command compiles it, and the service's stage takes it from there."""
     if shutil.which("gcc") is None:
-        pytest.skip("no gcc")
+        pytest.skip("no gcc: apt-get install gcc")
     stage = DOCKERFILE.partition("FROM base AS compiled\n")[2].partition("\nFROM ")[0]
     command = next(part for part in stage.split("RUN ") if part.startswith("gcc"))
     shutil.copy(ROOT / "service" / "_ranking.c", tmp_path)

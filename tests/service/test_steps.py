@@ -8,6 +8,7 @@ import subprocess
 import sys
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from service.steps import IN_C, IN_NUMPY, LINE, STEPS
 
 ROOT = Path(__file__).parents[2]
 
-both = pytest.mark.skipif(IN_C is None, reason="the part in C was not built: no compiler")
+both = pytest.mark.skipif(IN_C is None, reason="no part in C: apt-get install gcc python3-dev")
 ids = st.text(min_size=1, max_size=12)
 
 
@@ -34,7 +35,7 @@ def test_the_part_in_c_is_built_where_there_is_a_compiler() -> None:
     """Without it half of these tests would be skipped, and nobody would notice."""
     headers = Path(sysconfig.get_path("include"), "Python.h")
     if sys.platform != "linux" or shutil.which("cc") is None or not headers.exists():
-        pytest.skip("no compiler, or none of Python's headers")
+        pytest.skip("no compiler, or no headers: apt-get install gcc python3-dev")
     assert IN_C is not None
     assert STEPS is IN_C
 
@@ -121,21 +122,21 @@ def test_arrays_of_another_form_are_refused() -> None:
     good = np.zeros((4, 2), np.float32)
     slots = np.zeros(2, np.int64)
     hashes, numbers = np.zeros((2, LINE), np.int64), np.zeros(2 * LINE, np.int32)
-    steps_in_c = in_c()
+    steps_in_c: Any = in_c()
     with pytest.raises(TypeError, match="table has 2 dimensions of 8 bytes an item, not 2 of 4"):
-        steps_in_c.gather(good.astype(np.float64), slots)  # type: ignore[arg-type]
+        steps_in_c.gather(good.astype(np.float64), slots)
     with pytest.raises(ValueError, match="side by side"):
         steps_in_c.gather(good.T.copy().T, slots)
     with pytest.raises(TypeError, match="slots has 1 dimensions of 4"):
-        steps_in_c.gather(good, slots.astype(np.int32))  # type: ignore[arg-type]
+        steps_in_c.gather(good, slots.astype(np.int32))
     with pytest.raises(ValueError, match="lines a power of two"):
         steps_in_c.find(["a"], np.zeros((3, LINE), np.int64), np.zeros(3 * LINE, np.int32))
     with pytest.raises(ValueError, match="numbers"):
         steps_in_c.find(["a"], hashes, numbers[:-1])
     with pytest.raises(TypeError, match="key 1 is int, not str"):
-        steps_in_c.find(["a", 1], hashes, numbers)  # type: ignore[list-item]
+        steps_in_c.find(["a", 1], hashes, numbers)
     with pytest.raises(TypeError, match="scores has 1 dimensions of 4"):
-        steps_in_c.order(np.zeros(3, np.float32), None)  # type: ignore[arg-type]
+        steps_in_c.order(np.zeros(3, np.float32), None)
 
 
 def test_without_the_part_in_c_everything_is_in_numpy(tmp_path: Path) -> None:
