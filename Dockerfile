@@ -37,13 +37,13 @@ RUN python -m venv --without-pip /opt/venv \
  && /opt/venv/bin/python -c 'import onnxruntime; print(onnxruntime.get_available_providers())'
 
 
-# The part in C; its compiler stays here.
+# The compiled part; its compiler stays here.
 FROM base AS compiled
 RUN apt-get update \
- && apt-get install -y --no-install-recommends gcc libc6-dev \
+ && apt-get install -y --no-install-recommends g++ \
  && rm -rf /var/lib/apt/lists/*
-COPY service/_ranking.c ./
-RUN gcc -O3 -fPIC -shared _ranking.c \
+COPY service/_ranking.cpp ./
+RUN g++ -std=c++17 -O3 -fPIC -shared _ranking.cpp \
         -I "$(python -c 'import sysconfig; print(sysconfig.get_path("include"))')" \
         -o "_ranking$(python -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')" \
  && python -c 'import _ranking'

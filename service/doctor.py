@@ -91,13 +91,13 @@ def _check_versions() -> Finding:
 
 
 def _check_steps() -> Finding:
-    name = "part in C"
-    if steps.IN_C is not None:
-        return passed(name, "built: ids, rows and order of a ranking")
+    name = "compiled part"
+    if steps.COMPILED is not None:
+        return passed(name, "there: ids, rows, order and JSON of a ranking")
     return warned(
         name,
         f"not there: rankings take a tenth more CPU time ({steps.WHY_NOT})",
-        fix="have gcc and Python's headers where thacil-ctr is installed, and install it again",
+        fix="have g++ and Python's headers where thacil-ctr is installed, and install it again",
     )
 
 

@@ -7,18 +7,11 @@ from typing import Any, Final
 
 import msgpack
 import msgspec
-import numpy as np
 
 from service.answers import Written
 from service.score_body import MSGPACK
 from service.scoring import Ranking
-
-
-class _Row(msgspec.Struct, gc=False):
-    video_id: str
-    index: int
-    rank: int
-    score: float
+from service.steps import STEPS
 
 
 class _Unranked(msgspec.Struct, gc=False):
@@ -36,30 +29,20 @@ def write_json(
     ranking: Ranking, video_ids: Sequence[str], *, request_id: str, took_ms: float
 ) -> Written:
     """Write a row for each candidate, best first, those without a score at the end."""
-    places = ranking.places
-    # Each argument a list of its own: no Python runs between one row and the next.
-    results: list[_Row | _Unranked] = [
-        *map(
-            _Row,
-            [video_ids[place] for place in places],
-            places,
-            range(1, len(places) + 1),
-            ranking.scores,
-        )
-    ]
-    results += [
-        _Unranked(video_ids[place], place, None, None, reason) for place, reason in ranking.unranked
-    ]
-    answer = {**_common(ranking, request_id, took_ms), "results": results}
-    return Written(_encode(answer))
+    common = _encode(_common(ranking, request_id, took_ms))
+    rows = STEPS.write(video_ids, ranking.places, ranking.scores)
+    if ranking.unranked:
+        unranked = [_Unranked(video_ids[p], p, None, None, why) for p, why in ranking.unranked]
+        rows = b",".join(part for part in (rows, _encode(unranked)[1:-1]) if part)
+    return Written(b"".join((common[:-1], b',"results":[', rows, b"]}")))
 
 
 def write_compact(ranking: Ranking, *, request_id: str, took_ms: float) -> Written:
     """Write columns: ``index`` (uint32) and ``score`` (float64), little-endian, best first."""
     answer = {
         **_common(ranking, request_id, took_ms),
-        "index": np.array(ranking.places, "<u4").tobytes(),
-        "score": np.array(ranking.scores, "<f8").tobytes(),
+        "index": ranking.places.astype("<u4").tobytes(),
+        "score": ranking.scores.astype("<f8").tobytes(),
         "unranked": [[place, reason] for place, reason in ranking.unranked],
     }
     packed: bytes = msgpack.packb(answer)

@@ -23,7 +23,7 @@ from service.profiles import Profiles
 from service.request_context import timed
 from service.rows import Resolved, RowCache, SlotArray, count_hits, resolve
 from service.state import Position, StateDownError, Video
-from service.steps import STEPS
+from service.steps import STEPS, Places, Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Degraded:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Ranking:
     """Candidates of one user, best first, and what the order was made from.
 
@@ -59,8 +59,8 @@ class Ranking:
         model_name: of the model that answered.
         model_version: of the model that answered.
         history: that the answer reflects.
-        places: of the candidates in the request, best first, cut by ``top_k``.
-        scores: probabilities of a click, of ``places``.
+        places: [M], of the candidates in the request, best first, cut by ``top_k``.
+        scores: [M], probabilities of a click, of ``places``.
         unranked: places of candidates without a score, and why.
         degraded: why this does not follow from all acknowledged clicks, if so.
     """
@@ -68,8 +68,8 @@ class Ranking:
     model_name: str
     model_version: str
     history: Position
-    places: list[int]
-    scores: list[float]
+    places: Places
+    scores: Scores
     unranked: list[tuple[int, str]]
     degraded: Degraded | None = None
 

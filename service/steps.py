@@ -1,8 +1,9 @@
-"""The steps of a ranking that touch memory at random: look ids up, copy rows, order scores.
+"""The steps of a ranking that are loops over candidates: look ids up, copy rows, order, write.
 
-They are written twice: in NumPy, which says what they do and runs everywhere, and in C
-(``_ranking.c``), which is built where there is a compiler when this is installed, and saves a
-ranking a tenth of its CPU time. Both give the same, bit for bit.
+They are written twice: in Python, which says what they do and runs everywhere, and in C++
+(``_ranking.cpp``), which is built where there is a compiler when this is installed, and saves a
+ranking a tenth of its CPU time. Both give the same, bit for bit; of what is written they give
+the same once it is read.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -29,7 +31,8 @@ Numbers = npt.NDArray[np.int32]
 """[lines * LINE], one for each hash."""
 Slots = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float64]
-Ordered = tuple[list[int], list[float], list[int]]
+Places = npt.NDArray[np.int64]
+Ordered = tuple[Places, Scores, list[int]]
 """Places best first and cut, their scores, then the places without a score."""
 
 
@@ -42,12 +45,15 @@ class Steps:
             -1 for what is not there, and how many were there.
         gather: a table [any, R] and slots [N] to rows [N, R]; no slot may be beyond the table.
         order: scores [N], NaN for none, and how many at most, to their order, ties by place.
+        write: keys, places among them, best first, and their scores, to JSON objects with commas
+            in between: ``video_id``, ``index`` (the place), ``rank`` (from 1) and ``score``.
         many: from so many keys on ``find`` is faster than a dictionary.
     """
 
     find: Callable[[Sequence[str], Hashes, Numbers], tuple[Slots, int]]
     gather: Callable[[FloatArray, Slots], FloatArray]
     order: Callable[[Scores, int | None], Ordered]
+    write: Callable[[Sequence[str], Places, Scores], bytes]
     many: int
 
 
@@ -76,14 +82,32 @@ def _order(scores: Scores, limit: int | None) -> Ordered:
     order = np.argsort(-scores, kind="stable")
     ranked = len(scores) - int(np.isnan(scores).sum())
     best = order[: ranked if limit is None else min(limit, ranked)]
-    return best.tolist(), scores[best].tolist(), order[ranked:].tolist()
+    return best, scores[best], order[ranked:].tolist()
 
 
-IN_NUMPY: Final = Steps(_find, _gather, _order, many=100)
+class _Row(msgspec.Struct, gc=False):
+    video_id: str
+    index: int
+    rank: int
+    score: float
+
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
+def _write(keys: Sequence[str], places: Places, scores: Scores) -> bytes:
+    listed = places.tolist()
+    # Each argument a list of its own: no Python runs between one row and the next.
+    chosen = [keys[place] for place in listed]
+    rows = map(_Row, chosen, listed, range(1, len(listed) + 1), scores.tolist())
+    return _encode([*rows])[1:-1]
+
+
+IN_PYTHON: Final = Steps(_find, _gather, _order, _write, many=100)
 
 
 def _built() -> Steps | str:
-    """Return the steps in C, or why there are none."""
+    """Return the compiled steps, or why there are none."""
     try:
         from service import _ranking  # noqa: PLC0415  only where it was built
     except ImportError as exc:
@@ -100,15 +124,22 @@ def _built() -> Steps | str:
         return rows
 
     def order(scores: Scores, limit: int | None) -> Ordered:
-        return _ranking.order(scores, len(scores) if limit is None else min(limit, len(scores)))
+        count = len(scores)
+        places, ordered = np.empty(count, np.int64), np.empty(count)
+        ranked = _ranking.order(scores, places, ordered)
+        best = ranked if limit is None else min(limit, ranked)
+        return places[:best], ordered[:best], places[ranked:].tolist() if ranked < count else []
 
-    return Steps(find, gather, order, many=1)
+    def write(keys: Sequence[str], places: Places, scores: Scores) -> bytes:
+        return _ranking.write(keys if type(keys) is list else list(keys), places, scores)
+
+    return Steps(find, gather, order, write, many=1)
 
 
 _found = _built()
-IN_C: Final = None if isinstance(_found, str) else _found
+COMPILED: Final = None if isinstance(_found, str) else _found
 """Nothing where it was not built."""
 WHY_NOT: Final = _found if isinstance(_found, str) else ""
 """Why it is not there; empty where it is."""
-STEPS: Final = IN_C or IN_NUMPY
+STEPS: Final = COMPILED or IN_PYTHON
 """The fastest way there is."""

@@ -188,13 +188,13 @@ def test_the_runtime_is_as_new_as_the_project_asks() -> None:
     assert pinned[0] == "onnxruntime==1.30.0"
 
 
-def test_the_image_gets_the_part_in_c(tmp_path: Path) -> None:
+def test_the_image_gets_the_compiled_part(tmp_path: Path) -> None:
     """The Dockerfile's own command compiles it, and the service's stage takes it from there."""
-    if shutil.which("gcc") is None:
-        pytest.skip("no gcc: apt-get install gcc")
+    if shutil.which("g++") is None:
+        pytest.skip("no g++: apt-get install g++")
     stage = DOCKERFILE.partition("FROM base AS compiled\n")[2].partition("\nFROM ")[0]
-    command = next(part for part in stage.split("RUN ") if part.startswith("gcc"))
-    shutil.copy(ROOT / "service" / "_ranking.c", tmp_path)
+    command = next(part for part in stage.split("RUN ") if part.startswith("g++"))
+    shutil.copy(ROOT / "service" / "_ranking.cpp", tmp_path)
     # The interpreter of this suite in place of the image's.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     subprocess.run(

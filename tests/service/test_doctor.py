@@ -61,7 +61,15 @@ def test_a_service_that_will_run_passes(store: ModelStore, tmp_path: Path, url: 
 
     assert done.returncode == 0, done.stdout
     assert f"PASS  model store         {store.current()} opens on cpu" in done.stdout
-    names = ("versions", "part in C", "device", "redis", "redis version", "redis writes", "clock")
+    names = (
+        "versions",
+        "compiled part",
+        "device",
+        "redis",
+        "redis version",
+        "redis writes",
+        "clock",
+    )
     for name in names:
         assert re.search(rf"^PASS  {name} ", done.stdout, re.MULTILINE), done.stdout
     assert re.search(r"\n1\d PASS, \d WARN, 0 FAIL\n$", done.stdout)
@@ -274,11 +282,11 @@ def test_a_part_that_was_not_built_is_told(
     store: ModelStore, tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Everything runs without it, slower; what to do is said."""
-    monkeypatch.setattr(steps, "IN_C", None)
-    finding = found(settings(store, tmp_path, redis_url))["part in C"]
+    monkeypatch.setattr(steps, "COMPILED", None)
+    finding = found(settings(store, tmp_path, redis_url))["compiled part"]
 
     assert finding.verdict == "WARN"
-    assert "gcc" in finding.fix
+    assert "g++" in finding.fix
 
 
 def test_traces_need_their_extra(store: ModelStore, tmp_path: Path, redis_url: str) -> None:

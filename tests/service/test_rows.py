@@ -133,14 +133,14 @@ TestMachine = Machine.TestCase
 
 
 class NumpyMachine(Machine):
-    """The same without the part in C, each look-up as one of many ids."""
+    """The same without the compiled part, each look-up as one of many ids."""
 
     @initialize()
     def without_c(self) -> None:
         self.patch = pytest.MonkeyPatch()
-        in_numpy = replace(steps.IN_NUMPY, many=1)
-        self.patch.setattr(rows, "STEPS", in_numpy)
-        self.patch.setattr(fingerprints, "STEPS", in_numpy)
+        in_python = replace(steps.IN_PYTHON, many=1)
+        self.patch.setattr(rows, "STEPS", in_python)
+        self.patch.setattr(fingerprints, "STEPS", in_python)
 
     def teardown(self) -> None:
         self.patch.undo()
@@ -176,7 +176,7 @@ def test_an_id_that_cannot_be_told_from_another_is_not_kept(
 ) -> None:
     """It is encoded each time; the first one's row stays what it was."""
     # Only there do ids say what their hash is.
-    monkeypatch.setattr(rows, "STEPS", steps.IN_NUMPY)
+    monkeypatch.setattr(rows, "STEPS", steps.IN_PYTHON)
     cache = cache_of(8)
     first, second = Twin("first"), Twin("second")
     cache.put({first: row(1)}, generation=0)

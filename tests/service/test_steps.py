@@ -1,7 +1,9 @@
-"""The steps in C are those in NumPy, bit for bit, and refuse what would reach beyond an array."""
+"""The compiled steps are those in Python, and refuse what would reach beyond an array."""
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import shutil
 import subprocess
@@ -18,26 +20,26 @@ from hypothesis.extra import numpy as hnp
 
 from service import steps
 from service.fingerprints import Fingerprints
-from service.steps import IN_C, IN_NUMPY, LINE, STEPS
+from service.steps import COMPILED, IN_PYTHON, LINE, STEPS
 
 ROOT = Path(__file__).parents[2]
 
-both = pytest.mark.skipif(IN_C is None, reason="no part in C: apt-get install gcc python3-dev")
+both = pytest.mark.skipif(COMPILED is None, reason="not compiled: apt-get install g++ python3-dev")
 ids = st.text(min_size=1, max_size=12)
 
 
-def in_c() -> steps.Steps:
-    assert IN_C is not None
-    return IN_C
+def compiled() -> steps.Steps:
+    assert COMPILED is not None
+    return COMPILED
 
 
-def test_the_part_in_c_is_built_where_there_is_a_compiler() -> None:
+def test_the_compiled_part_is_built_where_there_is_a_compiler() -> None:
     """Without it half of these tests would be skipped, and nobody would notice."""
     headers = Path(sysconfig.get_path("include"), "Python.h")
-    if sys.platform != "linux" or shutil.which("cc") is None or not headers.exists():
-        pytest.skip("no compiler, or no headers: apt-get install gcc python3-dev")
-    assert IN_C is not None
-    assert STEPS is IN_C
+    if sys.platform != "linux" or shutil.which("g++") is None or not headers.exists():
+        pytest.skip("no compiler, or no headers: apt-get install g++ python3-dev")
+    assert COMPILED is not None
+    assert STEPS is COMPILED
 
 
 @both
@@ -49,8 +51,8 @@ def test_keys_are_found(kept: list[str], strangers: list[str], room: int) -> Non
         table.add(key, number)
     asked = [*strangers, *kept, *reversed(kept), *strangers]
 
-    slots, found = in_c().find(asked, table._hashes, table._numbers)
-    expected, count = IN_NUMPY.find(asked, table._hashes, table._numbers)
+    slots, found = compiled().find(asked, table._hashes, table._numbers)
+    expected, count = IN_PYTHON.find(asked, table._hashes, table._numbers)
 
     np.testing.assert_array_equal(slots, expected)
     assert slots.dtype == np.int64
@@ -58,7 +60,7 @@ def test_keys_are_found(kept: list[str], strangers: list[str], room: int) -> Non
 
 
 @both
-@pytest.mark.parametrize("way", [IN_NUMPY, IN_C], ids=["numpy", "c"])
+@pytest.mark.parametrize("way", [IN_PYTHON, COMPILED], ids=["python", "compiled"])
 def test_a_key_is_found_once_it_is_added(way: steps.Steps) -> None:
     """By the number that was given for it; dropped, it is found no more."""
     table = Fingerprints(100)
@@ -79,8 +81,8 @@ def test_rows_are_copied(data: st.DataObject, height: int, width: int, more: int
     slots = np.array(chosen, np.int64)
 
     for part in (table, table[:, :width]):
-        rows = in_c().gather(part, slots)
-        np.testing.assert_array_equal(rows, IN_NUMPY.gather(part, slots))
+        rows = compiled().gather(part, slots)
+        np.testing.assert_array_equal(rows, IN_PYTHON.gather(part, slots))
         np.testing.assert_array_equal(rows, part[slots])
         assert rows.flags.c_contiguous
 
@@ -100,12 +102,58 @@ scores = hnp.arrays(
 @given(scores, st.none() | st.integers(0, 400))
 def test_scores_are_ordered(given_scores: np.ndarray, limit: int | None) -> None:
     """Ties by place, no score at the end, cut where asked."""
-    places, best, unranked = in_c().order(given_scores, limit)
-    expected = IN_NUMPY.order(given_scores, limit)
+    places, best, unranked = compiled().order(given_scores, limit)
+    expected = IN_PYTHON.order(given_scores, limit)
 
-    assert (places, unranked) == (expected[0], expected[2])
-    np.testing.assert_array_equal(np.array(best), np.array(expected[1]))
-    assert all(type(each) is float for each in best)
+    np.testing.assert_array_equal(places, expected[0])
+    np.testing.assert_array_equal(best, expected[1])
+    assert unranked == expected[2]
+    assert places.dtype == np.int64
+
+
+@both
+@given(st.lists(st.text(), min_size=1, max_size=20), st.data())
+def test_rows_are_written(keys: list[str], data: st.DataObject) -> None:
+    """Every text and every number reads back as it was, whoever wrote it."""
+    chosen = data.draw(st.lists(st.integers(0, len(keys) - 1), max_size=40))
+    places = np.array(chosen, np.int64)
+    given_scores = data.draw(hnp.arrays(np.float64, len(chosen), elements=st.floats()))
+
+    written = compiled().write(keys, places, given_scores)
+    expected = IN_PYTHON.write(keys, places, given_scores)
+
+    rows = json.loads(b"[" + written + b"]")
+    assert rows == json.loads(b"[" + expected + b"]")
+    assert [repr(row["score"]) for row in rows] == [
+        repr(score) if math.isfinite(score) else "None" for score in given_scores.tolist()
+    ]
+
+
+@both
+@pytest.mark.parametrize("way", [IN_PYTHON, COMPILED], ids=["python", "compiled"])
+def test_a_row_says_which_candidate_it_is(way: steps.Steps) -> None:
+    """By its id and its place in the request; a whole number is written as a fraction."""
+    written = way.write(["a", 'b"\\\n', "ü"], np.array([1, 2]), np.array([1.0, 0.25]))
+
+    assert written == (
+        b'{"video_id":"b\\"\\\\\\n","index":1,"rank":1,"score":1.0},'
+        b'{"video_id":"\xc3\xbc","index":2,"rank":2,"score":0.25}'
+    ).replace(b"\\n", b"\\u000a" if way is COMPILED else b"\\n")
+
+
+@both
+@pytest.mark.parametrize("place", [-1, 1, 2**40])
+def test_no_key_beyond_the_list_is_written(place: int) -> None:
+    """The first such place is named."""
+    with pytest.raises(IndexError, match=rf"place {place} at 1, there are 1 keys"):
+        compiled().write(["a"], np.array([0, place]), np.zeros(2))
+
+
+@both
+def test_text_that_is_not_unicode_is_not_written() -> None:
+    """Half a character has no bytes; the door refuses it before."""
+    with pytest.raises(UnicodeEncodeError):
+        compiled().write(["a", "\ud800"], np.array([0, 1]), np.zeros(2))
 
 
 @both
@@ -113,7 +161,7 @@ def test_scores_are_ordered(given_scores: np.ndarray, limit: int | None) -> None
 def test_no_row_beyond_the_table_is_read(slot: int) -> None:
     """The first such slot is named."""
     with pytest.raises(IndexError, match=rf"slot {slot} at 1, the table has 3 rows"):
-        in_c().gather(np.zeros((3, 2), np.float32), np.array([0, slot], np.int64))
+        compiled().gather(np.zeros((3, 2), np.float32), np.array([0, slot], np.int64))
 
 
 @both
@@ -122,32 +170,36 @@ def test_arrays_of_another_form_are_refused() -> None:
     good = np.zeros((4, 2), np.float32)
     slots = np.zeros(2, np.int64)
     hashes, numbers = np.zeros((2, LINE), np.int64), np.zeros(2 * LINE, np.int32)
-    steps_in_c: Any = in_c()
+    strangers: Any = compiled()
     with pytest.raises(TypeError, match="table has 2 dimensions of 8 bytes an item, not 2 of 4"):
-        steps_in_c.gather(good.astype(np.float64), slots)
+        strangers.gather(good.astype(np.float64), slots)
     with pytest.raises(ValueError, match="side by side"):
-        steps_in_c.gather(good.T.copy().T, slots)
+        strangers.gather(good.T.copy().T, slots)
     with pytest.raises(TypeError, match="slots has 1 dimensions of 4"):
-        steps_in_c.gather(good, slots.astype(np.int32))
+        strangers.gather(good, slots.astype(np.int32))
     with pytest.raises(ValueError, match="lines a power of two"):
-        steps_in_c.find(["a"], np.zeros((3, LINE), np.int64), np.zeros(3 * LINE, np.int32))
+        strangers.find(["a"], np.zeros((3, LINE), np.int64), np.zeros(3 * LINE, np.int32))
     with pytest.raises(ValueError, match="numbers"):
-        steps_in_c.find(["a"], hashes, numbers[:-1])
+        strangers.find(["a"], hashes, numbers[:-1])
     with pytest.raises(TypeError, match="key 1 is int, not str"):
-        steps_in_c.find(["a", 1], hashes, numbers)
+        strangers.find(["a", 1], hashes, numbers)
     with pytest.raises(TypeError, match="scores has 1 dimensions of 4"):
-        steps_in_c.order(np.zeros(3, np.float32), None)
+        strangers.order(np.zeros(3, np.float32), None)
+    with pytest.raises(ValueError, match="as many as places"):
+        strangers.write(["a"], slots, np.zeros(3))
+    with pytest.raises(TypeError, match="key 0 is bytes, not str"):
+        strangers.write([b"a"], slots, np.zeros(2))
 
 
-def test_without_the_part_in_c_everything_is_in_numpy(tmp_path: Path) -> None:
+def test_without_the_compiled_part_everything_is_in_python(tmp_path: Path) -> None:
     """As where it could not be built: nothing else is missing."""
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\nsys.modules['service._ranking'] = None\n"
     )
     code = (
         "import numpy as np; from service import steps; from service.rows import gather\n"
-        "assert steps.IN_C is None and steps.STEPS is steps.IN_NUMPY\n"
-        "assert steps.STEPS.order(np.array([.1, .3, .2]), 2) == ([1, 2], [.3, .2], [])\n"
+        "assert steps.COMPILED is None and steps.STEPS is steps.IN_PYTHON\n"
+        "assert steps.STEPS.order(np.array([.1, .3, .2]), 2)[0].tolist() == [1, 2]\n"
     )
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     done = subprocess.run(
