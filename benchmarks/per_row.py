@@ -128,8 +128,22 @@ class BlockAttention(nn.Module):
         return (weights * value[:, None]).sum(2).flatten(-2)
 
 
+class Likeness(nn.Module):
+    """Of u * x every feature, and ten times its sum over contents and over categories."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.product = nn.Linear(128, 128, bias=False)
+        self.likeness = nn.Linear(2, 128, bias=False)
+
+    def forward(self, product: Tensor) -> Tensor:
+        """[N, 128] -> [N, 128]."""
+        weighed: Tensor = self.product(product)
+        return weighed + self.likeness(10 * product.unflatten(-1, (2, 64)).sum(-1))
+
+
 class PerRowThacil(nn.Module):
-    """The paper's network at its sizes, its head given u * x, too; named as the trainer's."""
+    """The network of the preset ``modern``; named as the trainer's."""
 
     def __init__(self, feature_dim: int, categories: int, *, blocks: int = 8) -> None:
         super().__init__()
@@ -142,7 +156,8 @@ class PerRowThacil(nn.Module):
         self.norm = nn.LayerNorm(128, eps=1e-8)
         self.target_attention = Attention(128, 128)
         self.hidden = nn.Linear(256, 128)
-        self.interaction = nn.Linear(128, 128, bias=False)
+        self.age_embedding = nn.Embedding(blocks, 128)
+        self.interaction = Likeness()
         self.output = nn.Linear(128, 1)
 
     def forward(
@@ -165,7 +180,8 @@ class PerRowThacil(nn.Module):
             dim=-1,
         )
         valid = mask.any(-1)
-        user = self.norm(local + self.self_attention(local, valid))
+        age = (valid.sum(1, keepdim=True) - 1 - torch.arange(self.blocks)).clamp(min=0)
+        user = self.norm(local + self.self_attention(local, valid)) + self.age_embedding(age)
         candidate = torch.cat(
             [self.item_projection(candidate_features), self.category_embedding(candidate_category)],
             dim=-1,

@@ -112,7 +112,7 @@ def deviations(
     forward, earlier_UIJ = network.self_attention.weights(local_UBD, valid_UB)
     # What an empty block takes of earlier ones goes nowhere.
     earlier_UIJ = earlier_UIJ & valid_UB[:, :, None]
-    profile = network.fuse(local_UBD, valid_UB)
+    profile = network.fuse(local_UBD, lengths_U)
     chosen = Profile(profile.blocks[user_N], profile.valid[user_N])
     target_N1BD = network.target_weights(chosen, candidates_ND)[:, None]
     of_users = [(category, mask_UBS), (item, mask_UBS), (forward, earlier_UIJ)]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from training.layers import AdditiveAttention
+from training.models.interaction import Interaction
 from training.models.thacil import Thacil
 
 DEAD = 1e-6
@@ -73,11 +74,12 @@ def _keep_in_attention(attention: AdditiveAttention, alive: Tensor) -> None:
     attention.score = _columns(attention.score, alive)
 
 
-def _rows(layer: nn.Linear, alive: Tensor) -> nn.Linear:
-    smaller = nn.Linear(layer.in_features, int(alive.sum()), bias=layer.bias is not None)
-    smaller.weight = nn.Parameter(layer.weight.detach()[alive])
-    if layer.bias is not None:
-        smaller.bias = nn.Parameter(layer.bias.detach()[alive])
+def _rows(layer: nn.Linear | Interaction, alive: Tensor) -> nn.Linear:
+    weight, bias = layer.weight.detach(), getattr(layer, "bias", None)
+    smaller = nn.Linear(weight.shape[1], int(alive.sum()), bias=bias is not None)
+    smaller.weight = nn.Parameter(weight[alive])
+    if bias is not None:
+        smaller.bias = nn.Parameter(bias.detach()[alive])
     return smaller
 
 

@@ -38,14 +38,18 @@ class NetworkConfig(_Section):
     block_size: _Positive = 20
     hidden_dim: _Positive = 128
     interaction: bool = False
-    """THACIL's head sees [u; x; u * x] of user and candidate, not the paper's [u; x]."""
+    """THACIL's head sees u * x of user and candidate, and its sums, beside the paper's [u; x]."""
+    block_age: bool = False
+    """THACIL adds a trained vector of its age to each block; the paper does not."""
     dropout: _Share = 0.0
     """After every projection, attention scores and the logit included (the reference's way)."""
     hidden_dropout: _Share = 0.0
     """On the hidden layer of the head only."""
-    init: Literal["plain", "reference"] = "plain"
-    """``plain``: Glorot for kernels, embeddings and profiles a tenth of unit size; ``reference``:
-    Glorot for every kernel and, as there, for gain and bias of the norm."""
+    init: Literal["principal", "plain", "reference"] = "plain"
+    """``plain``: Glorot for kernels, embeddings and profiles a tenth of unit size; ``principal``: the
+    same, but the projection begins with the principal directions of the content features, and the
+    categories orthogonal; ``reference``: Glorot for every kernel and, as there, for gain and bias
+    of the norm."""
 
 
 class DataConfig(_Section):

@@ -56,6 +56,7 @@ def build_network(
         block_size=net.block_size,
         hidden_dim=net.hidden_dim,
         interaction=net.interaction,
+        block_age=net.block_age,
     )
 
     def thacil() -> Thacil:

@@ -16,13 +16,13 @@ from training.config import RunConfig
 from training.errors import DivergedError, StoppedError
 from training.evaluate import build_network, score, validation_examples
 from training.examples import Examples
+from training.initial_weights import initialise
 from training.interactions import ClickLog
 from training.interruption import stop_request
 from training.journal import Journal
 from training.loop import TrainingLoop
 from training.metrics import evaluate_scores
 from training.models import Network, PersonalNetwork
-from training.models.thacil import Thacil
 from training.processes import ALONE, Processes
 from training.run_directory import Progress, RunDirectory, load_run
 from training.shards import Shards
@@ -30,7 +30,6 @@ from training.sufficiency import check_sufficient
 
 __all__ = ["fit", "load_run", "make_optimizer"]
 
-_EMBEDDING_SCALE = 0.1
 _PLATEAU = 0.005
 
 
@@ -61,7 +60,7 @@ def fit(config: RunConfig, log: ClickLog, out: Path, processes: Processes = ALON
         "num_users": len(index.users),
     }
     network = build_network(config, **sizes)
-    _initialise(network, config.network.init)
+    initialise(network, config.network.init, log.train_features)
     if isinstance(network, PersonalNetwork):
         network.users.assign(torch.from_numpy(index.users))
     network.to(processes.device)
@@ -209,36 +208,6 @@ def make_optimizer(network: Network, config: RunConfig) -> torch.optim.Optimizer
         lr=optim.learning_rate,
         fused=True,
     )
-
-
-def _initialise(network: Network, how: str) -> None:
-    for name, parameter in network.named_parameters():
-        # Recurrent kernels hold four gates: PyTorch's own start knows their fan-in.
-        if parameter.dim() > 1 and "embedding" not in name and "lstm" not in name:
-            nn.init.xavier_uniform_(parameter)
-        elif name.endswith("bias") and "norm" not in name:
-            nn.init.zeros_(parameter)
-    if isinstance(network, Thacil):
-        _initialise_vectors(network, how)
-    for name, module in network.named_modules():
-        if isinstance(module, nn.Embedding):
-            if how == "plain" or "category" not in name:
-                # N(0, 1), PyTorch's default, would drown the projected features at the start.
-                nn.init.normal_(module.weight, std=_EMBEDDING_SCALE)
-            if module.padding_idx is not None:
-                with torch.no_grad():
-                    module.weight[module.padding_idx].zero_()
-
-
-def _initialise_vectors(network: Thacil, how: str) -> None:
-    if how == "plain":
-        # A profile as large as the videos that it is held against, not ten times that: at full
-        # size what a few clicks have by chance is learnt first.
-        nn.init.constant_(network.norm.weight, _EMBEDDING_SCALE)
-        return
-    for vector in (network.norm.weight, network.norm.bias, network.self_attention.bias):
-        bound = (3.0 / len(vector)) ** 0.5
-        nn.init.uniform_(vector, -bound, bound)
 
 
 def _rate(optimizer: torch.optim.Optimizer) -> float:

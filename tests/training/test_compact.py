@@ -19,9 +19,9 @@ SHAPE = ThacilShape(
 )  # fmt: skip
 
 
-def network(*, interaction: bool = False) -> Thacil:
+def network(*, modern: bool = False) -> Thacil:
     torch.manual_seed(1)
-    return Thacil(replace(SHAPE, interaction=interaction)).eval()
+    return Thacil(replace(SHAPE, interaction=modern, block_age=modern)).eval()
 
 
 def test_a_live_network_stays_as_it_is() -> None:
@@ -35,10 +35,10 @@ def test_a_live_network_stays_as_it_is() -> None:
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("interaction", [False, True])
-def test_dead_units_go_and_answers_stay(interaction: bool) -> None:
+@pytest.mark.parametrize("modern", [False, True])
+def test_dead_units_go_and_answers_stay(modern: bool) -> None:
     """Unheard units, constant units and unheard hidden units go; logits do not move."""
-    net = network(interaction=interaction)
+    net = network(modern=modern)
     with torch.no_grad():
         net.target_attention.score.weight[:, 3:] = 0
         net.target_attention.value.bias[0] = 2.0

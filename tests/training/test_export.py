@@ -26,6 +26,7 @@ def network(request: pytest.FixtureRequest) -> Thacil:
         block_size=4,
         hidden_dim=8,
         interaction=request.param,
+        block_age=request.param,
     )
     network = Thacil(shape).eval()
     # Fresh norms are the identity and fresh biases zero: too plain to tell anything.

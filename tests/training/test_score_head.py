@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -17,9 +19,9 @@ SHAPE = ThacilShape(
 )  # fmt: skip
 
 
-def network(scale: float) -> Thacil:
+def network(scale: float, *, ages: bool = False) -> Thacil:
     torch.manual_seed(3)
-    net = Thacil(SHAPE).eval()
+    net = Thacil(replace(SHAPE, block_age=ages)).eval()
     with torch.no_grad():
         net.norm.weight.normal_()
         net.norm.bias.normal_()
@@ -45,6 +47,21 @@ def test_no_two_blocks_scores_are_farther_apart_than_the_bound(scale: float) -> 
     assert spread <= score_range(net)
     # No bound at all would be one, too.
     assert spread > 0.1 * score_range(net)
+
+
+def test_the_bound_holds_whatever_the_blocks_ages() -> None:
+    """Where what is added to a block tells blocks apart more than the blocks themselves do."""
+    net = network(1.0, ages=True)
+    attention = net.target_attention
+    assert net.age_embedding is not None
+    with torch.inference_mode():
+        net.age_embedding.weight.mul_(10)
+        lengths = torch.randint(0, 13, (200,))
+        blocks = net.normalise(torch.randn(200, 3, 16), lengths)
+        scores = attention(blocks, 20 * torch.randn(50, 1, 1, 16))
+        spread = float((scores.amax(dim=-2) - scores.amin(dim=-2)).max())
+
+    assert score_range(network(1.0)) < spread <= score_range(net)
 
 
 @pytest.mark.parametrize(("scale", "bounded"), [(1.0, True), (300.0, False)])

@@ -146,3 +146,23 @@ def test_a_missing_variable_is_named() -> None:
     """A checkpoint of another network is refused with the names of what it lacks."""
     with pytest.raises(DataError, match="no variable category_embedding"):
         network_from_arrays({"THACIL/item_embedding/w1": np.zeros((2, 2), np.float32)})
+
+
+def test_a_block_is_told_its_age() -> None:
+    """0 for the newest with a click, whether empty ones behind it are there or not."""
+    torch.manual_seed(0)
+    shape = ThacilShape(
+        feature_dim=3, num_categories=2, item_dim=2, category_dim=2, num_heads=2, num_blocks=4,
+        block_size=3, block_age=True,
+    )  # fmt: skip
+    network = Thacil(shape).eval()
+    assert network.age_embedding is not None
+    lengths = torch.tensor([0, 3, 4, 12])
+    fused = torch.randn(4, 4, 4)
+    with torch.inference_mode():
+        told = network.normalise(fused, lengths) - network.norm(fused)
+        cut = network.normalise(fused[:, :1], lengths) - network.norm(fused[:, :1])
+
+    expected = [[0, 0, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0], [3, 2, 1, 0]]
+    torch.testing.assert_close(told, network.age_embedding.weight[torch.tensor(expected)])
+    torch.testing.assert_close(cut, told[:, :1])

@@ -32,10 +32,11 @@ VIDEOS = 30
 
 def _network(*, dropout: float = 0.0, gain: float = 2.0, modern: bool = True) -> Thacil:
     torch.manual_seed(3)
-    network = Thacil(replace(SHAPE, interaction=modern), dropout=dropout)
+    network = Thacil(replace(SHAPE, interaction=modern, block_age=modern), dropout=dropout)
     with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.mul_(gain)
+        for name, parameter in network.named_parameters():
+            # What counts tenfold would make ten times the rounding, too.
+            parameter.mul_(0.1 * gain if "likeness" in name else gain)
     return network
 
 

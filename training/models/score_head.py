@@ -25,7 +25,7 @@ def score_range(network: Thacil) -> float:
     A candidate adds the same to every block before the ReLU, which moves nothing by more than
     it is moved. So two blocks' scores of a feature d differ by at most
     sum_h |W_dh| |(W3 (u_i - u_j))_h|, and u comes out of a layer norm: u_i - u_j is gain times a
-    vector no longer than 2 sqrt(D).
+    vector no longer than 2 sqrt(D), and what the vectors of the two blocks' ages differ by, if any.
     """
     attention, gain = network.target_attention, network.norm.weight.detach().double()
     incoming_HD = attention.value.weight.detach().double() * gain
@@ -34,7 +34,12 @@ def score_range(network: Thacil) -> float:
     by_unit_D = score_DH.abs() @ incoming_HD.norm(dim=1)
     together_D = score_DH.norm(dim=1) * torch.linalg.matrix_norm(incoming_HD, 2)
     longest = 2.0 * math.sqrt(network.shape.embedding_dim)
-    return float(torch.minimum(by_unit_D, together_D).max()) * longest
+    range_D = longest * torch.minimum(by_unit_D, together_D)
+    if network.age_embedding is not None:
+        ages_AD = network.age_embedding.weight.detach().double()
+        heard_HA = attention.value.weight.detach().double() @ ages_AD.T
+        range_D = range_D + score_DH.abs() @ (heard_HA.amax(dim=1) - heard_HA.amin(dim=1))
+    return float(range_D.max())
 
 
 class ScoreHead(nn.Module):

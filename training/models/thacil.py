@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from training.layers import AdditiveAttention, masked_softmax
+from training.models.interaction import Interaction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +31,8 @@ class ThacilShape:
         num_blocks: B, temporal blocks.
         block_size: S, clicks per block.
         hidden_dim: E, width of the feed-forward layer.
-        interaction: the feed-forward layer sees [u; x; u * x], not the paper's [u; x].
+        interaction: the feed-forward layer sees u * x beside the paper's [u; x], see ``Interaction``.
+        block_age: a trained vector of its age is added to each block after the norm.
     """
 
     feature_dim: int
@@ -42,6 +44,7 @@ class ThacilShape:
     block_size: int = 20
     hidden_dim: int = 128
     interaction: bool = False
+    block_age: bool = False
 
     def __post_init__(self) -> None:
         """Refuse sizes that cannot be built."""
@@ -172,14 +175,17 @@ class Thacil(nn.Module):
             dropout=dropout,
         )
         self.norm = nn.LayerNorm(shape.embedding_dim, eps=1e-8)
+        # Differs from the paper where asked for: else only sums over earlier blocks tell old from new.
+        self.age_embedding = (
+            nn.Embedding(shape.num_blocks, shape.embedding_dim) if shape.block_age else None
+        )
         self.target_attention = AdditiveAttention(
             shape.embedding_dim, shape.embedding_dim, dropout=dropout
         )
         self.hidden = nn.Linear(2 * shape.embedding_dim, shape.hidden_dim)
-        # Differs from the paper where asked for: likeness of user and candidate, feature by
-        # feature, which a layer of sums has to learn from scratch.
-        self.interaction = (
-            nn.Linear(shape.embedding_dim, shape.hidden_dim, bias=False)
+        # A plain layer once compact() has folded its parts into one.
+        self.interaction: Interaction | nn.Linear | None = (
+            Interaction(shape.item_dim, shape.category_dim, shape.hidden_dim)
             if shape.interaction
             else None
         )
@@ -231,7 +237,7 @@ class Thacil(nn.Module):
         """
         clicks_UBSD = clicks_ULD.unflatten(1, (-1, self.shape.block_size))
         mask_UBS = self._mask(clicks_ULD, lengths_U).unflatten(1, (-1, self.shape.block_size))
-        return self.fuse(self.local(clicks_UBSD, mask_UBS), mask_UBS.any(dim=-1))
+        return self.fuse(self.local(clicks_UBSD, mask_UBS), lengths_U)
 
     def profile_skipping_empty(self, clicks_ULD: Tensor, lengths_U: Tensor) -> Profile:
         """The same as :meth:`profile`, computing only blocks that hold a click.
@@ -245,11 +251,33 @@ class Thacil(nn.Module):
         mask_MS = self._mask(clicks_ULD, lengths_U).unflatten(1, (-1, size))[valid_UB]
         local_UBD = clicks_ULD.new_zeros(*valid_UB.shape, self.shape.embedding_dim)
         local_UBD[valid_UB] = self.local(clicks_MSD, mask_MS)
-        return self.fuse(local_UBD, valid_UB)
+        return self.fuse(local_UBD, lengths_U)
 
-    def fuse(self, local_UBD: Tensor, valid_UB: Tensor) -> Profile:
-        """Add what came before to each block, and normalise: u = LN(l + g)."""
-        return Profile(self.norm(local_UBD + self.self_attention(local_UBD, valid_UB)), valid_UB)
+    def fuse(self, local_UBD: Tensor, lengths_U: Tensor) -> Profile:
+        """Add what came before to each block, normalise, and say how old it is: u = LN(l + g) + a.
+
+        Args:
+            local_UBD: the blocks' own means; blocks behind the newest may be left out.
+            lengths_U: clicks of each user.
+        """
+        begins_B = self.shape.block_size * torch.arange(local_UBD.shape[1], device=lengths_U.device)
+        valid_UB = begins_B < lengths_U[:, None]
+        earlier_UBD = self.self_attention(local_UBD, valid_UB)
+        return Profile(self.normalise(local_UBD + earlier_UBD, lengths_U), valid_UB)
+
+    def normalise(self, fused_UBD: Tensor, lengths_U: Tensor) -> Tensor:
+        """Normalise blocks, and add the vector of their age where that was asked for.
+
+        The newest block with a click is of age 0, and so are the empty ones behind it: those of a
+        user without clicks are all alike.
+        """
+        blocks_UBD: Tensor = self.norm(fused_UBD)
+        if self.age_embedding is None:
+            return blocks_UBD
+        newest_U = (lengths_U - 1).clamp(min=0) // self.shape.block_size
+        places_B = torch.arange(blocks_UBD.shape[1], device=lengths_U.device)
+        age_UB = (newest_U[:, None] - places_B).clamp(min=0)
+        return blocks_UBD + self.age_embedding(age_UB)
 
     def target(self, profile: Profile, candidates_ND: Tensor) -> Tensor:
         """Weigh the blocks by one candidate per profile (eq. 9): N profiles -> [N, D]."""
@@ -332,4 +360,4 @@ class UserProfile(nn.Module):
         starts_K = size * torch.arange(history_rows.shape[1], device=history_rows.device)
         places_KS = starts_K[:, None] + torch.arange(size, device=history_rows.device)
         mask_UKS = places_KS[None] < history_length[:, None, None]
-        return net.fuse(net.local(clicks_UKSD, mask_UKS), mask_UKS.any(dim=-1)).blocks
+        return net.fuse(net.local(clicks_UKSD, mask_UKS), history_length).blocks

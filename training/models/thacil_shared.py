@@ -122,8 +122,8 @@ def shared_profile(network: Thacil, videos_VD: Tensor, windows: Windows) -> Prof
     weight, weighted = sums_UBD.chunk(2, dim=-1)
     # An empty block has neither weight nor value: zeros, as the reference gives it.
     local_UBD = weighted / weight.masked_fill(~valid_UB[..., None], 1.0)
-    blocks_UBD = network.norm(local_UBD + _earlier_blocks(network, local_UBD, valid_UB))
-    return Profile(blocks_UBD, valid_UB)
+    fused_UBD = local_UBD + _earlier_blocks(network, local_UBD, valid_UB)
+    return Profile(network.normalise(fused_UBD, windows.lengths), valid_UB)
 
 
 def _earlier_blocks(network: Thacil, local_UBD: Tensor, valid_UB: Tensor) -> Tensor:
