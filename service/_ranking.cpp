@@ -17,6 +17,8 @@
 
 namespace {
 
+/* Of steps.py, too: a library that was built for another one is not used. */
+constexpr int INTERFACE = 2;
 constexpr int LINE = 8; /* hashes in a line of the table, fingerprints.py */
 constexpr std::int64_t NEVER_EMPTY = 1; /* set in every hash that is kept */
 constexpr int UNUSED_BITS = 1;
@@ -475,5 +477,10 @@ PyModuleDef definition = {
 PyMODINIT_FUNC
 PyInit__ranking()
 {
-    return PyModule_Create(&definition);
+    PyObject *module = PyModule_Create(&definition);
+    if (module && PyModule_AddIntConstant(module, "INTERFACE", INTERFACE) < 0) {
+        Py_DECREF(module);
+        return nullptr;
+    }
+    return module;
 }

@@ -3,6 +3,8 @@ import numpy.typing as npt
 
 from model_store import FloatArray
 
+INTERFACE: int
+
 def find(
     keys: list[str],
     hashes: npt.NDArray[np.int64],

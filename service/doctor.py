@@ -96,7 +96,7 @@ def _check_steps() -> Finding:
         return passed(name, "there: ids, rows, order and JSON of a ranking")
     return warned(
         name,
-        f"not there: rankings take a tenth more CPU time ({steps.WHY_NOT})",
+        f"not there: rankings take a sixth more CPU time ({steps.WHY_NOT})",
         fix="have g++ and Python's headers where thacil-ctr is installed, and install it again",
     )
 

@@ -2,7 +2,7 @@
 
 They are written twice: in Python, which says what they do and runs everywhere, and in C++
 (``_ranking.cpp``), which is built where there is a compiler when this is installed, and saves a
-ranking a tenth of its CPU time. Both give the same, bit for bit; of what is written they give
+ranking a seventh of its CPU time. Both give the same, bit for bit; of what is written they give
 the same once it is read.
 """
 
@@ -112,6 +112,9 @@ def _built() -> Steps | str:
         from service import _ranking  # noqa: PLC0415  only where it was built
     except ImportError as exc:
         return str(exc)
+    # One that was built before this was updated lies where the new one would.
+    if (found := getattr(_ranking, "INTERFACE", 1)) != _INTERFACE:
+        return f"it was built for interface {found}, not {_INTERFACE}: install again"
 
     def find(keys: Sequence[str], hashes: Hashes, numbers: Numbers) -> tuple[Slots, int]:
         listed = keys if type(keys) is list else list(keys)
@@ -135,6 +138,9 @@ def _built() -> Steps | str:
 
     return Steps(find, gather, order, write, many=1)
 
+
+_INTERFACE: Final = 2
+"""Of the compiled steps; the number stands in ``_ranking.cpp``, too."""
 
 _found = _built()
 COMPILED: Final = None if isinstance(_found, str) else _found

@@ -1,4 +1,4 @@
-"""Exactly the same network with fewer units: what training left dead is folded away at export.
+"""Exactly the same network, smaller: parts that add up are one, units that training left dead go.
 
 A hidden unit of an additive attention is dead when its outgoing weights are zero (nobody hears
 it) or its incoming weights are (it says the same for every position, which cancels in the
@@ -36,9 +36,18 @@ class Kept:
     total: int
 
 
+def folded(network: Thacil) -> Thacil:
+    """Return a copy in which the head's likeness of user and candidate is one plain layer."""
+    copied = copy.deepcopy(network)
+    if copied.interaction is not None:
+        whole = torch.ones(network.shape.hidden_dim, dtype=torch.bool)
+        copied.interaction = _rows(copied.interaction, whole)
+    return copied
+
+
 def compact(network: Thacil) -> tuple[Thacil, dict[str, Kept]]:
     """Return a copy without dead units, and what was kept where. Live units stay as they are."""
-    small = copy.deepcopy(network).eval()
+    small = folded(network).eval()
     kept = {}
     for name in ("target_attention", "item_attention", "category_attention"):
         attention: AdditiveAttention = getattr(small, name)

@@ -60,10 +60,12 @@ def fit(config: RunConfig, log: ClickLog, out: Path, processes: Processes = ALON
         "num_users": len(index.users),
     }
     network = build_network(config, **sizes)
-    initialise(network, config.network.init, log.train_features)
+    initialise(network, config.network.init, log.train_features, shards.videos())
     if isinstance(network, PersonalNetwork):
         network.users.assign(torch.from_numpy(index.users))
     network.to(processes.device)
+    # Each process found directions among its own users' videos.
+    processes.share(network.parameters())
     if processes.rank:
         # The same weights as the others, other dropout.
         torch.manual_seed(config.seed + processes.rank)

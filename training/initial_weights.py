@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from model_store import IntArray
 from training.features import Features
 from training.models import Network
 from training.models.thacil import Thacil
@@ -22,19 +23,21 @@ _LEAST_VARIANCE: Final = 1e-3
 """Of the largest one; a direction with less than that is not made as large as the others."""
 
 
-def initialise(network: Network, how: Start, features: Features) -> None:
+def initialise(network: Network, how: Start, features: Features, videos: IntArray) -> None:
     """Fill a network with weights to begin with, by torch's random numbers.
 
     ``plain``: Glorot's kernels, embeddings and THACIL's profiles a tenth of unit size.
     ``principal``: the same, but that from the first step on videos are as unlike as their contents
     are: the projection begins with the principal directions of the content features, each equally
-    large, and the categories' vectors begin orthogonal.
+    large, and the categories' vectors begin orthogonal,
+    as far as there is room: C categories in Dc dimensions, where C is no more than Dc.
     ``reference``: as the reference code (its ``modules.py``): Glorot, also for gain and bias of the norm.
 
     Args:
         network: of any kind.
         how: see above.
-        features: [videos, F], contents of the training videos.
+        features: [any, F], contents of videos.
+        videos: ascending, rows of them that may be looked at.
     """
     for name, parameter in network.named_parameters():
         # Recurrent kernels hold four gates: PyTorch's own start knows their fan-in.
@@ -54,34 +57,39 @@ def initialise(network: Network, how: Start, features: Features) -> None:
                     module.weight[module.padding_idx].zero_()
     if how == "principal":
         embed = network if isinstance(network, Thacil) else network.embed
-        _start_projection(embed.item_projection.weight, features)
+        _start_projection(embed.item_projection.weight, features, videos)
         _start_categories(embed.category_embedding.weight)
 
 
 def principal_directions(
-    features: Features, count: int, *, videos: int = _VIDEOS
+    features: Features, videos: IntArray, count: int, *, most: int = _VIDEOS
 ) -> npt.NDArray[np.float32]:
     """Return the directions in which contents lie farthest from zero: [count or fewer, F].
+
+    None where all contents are zero.
 
     A direction is as long as makes the contents' root mean square along it 1, or less where there is
     next to nothing.
 
     Args:
-        features: [videos, F].
+        features: [any, F], contents of videos.
+        videos: ascending, rows of them that may be looked at; one at least.
         count: directions at most; there are no more than F.
-        videos: looked at, from all over the table.
+        most: videos looked at, from all over those.
     """
-    rows = np.linspace(0, len(features) - 1, min(videos, len(features))).astype(np.int64)
-    sample = np.asarray(features[rows], np.float64)
+    places = np.linspace(0, len(videos) - 1, min(most, len(videos))).astype(np.int64)
+    sample = np.asarray(features[videos[places]], np.float64)
     square, direction = np.linalg.eigh(sample.T @ sample / len(sample))
     square, direction = square[::-1][:count], direction[:, ::-1][:, :count]
-    least = max(_LEAST_VARIANCE * square[0], np.finfo(np.float32).tiny)
+    if not square[0] > np.finfo(np.float32).tiny:
+        return np.zeros((0, direction.shape[0]), np.float32)
+    least = _LEAST_VARIANCE * square[0]
     return (direction / np.sqrt(np.maximum(square, least))).T.astype(np.float32)
 
 
 @torch.no_grad()
-def _start_projection(weight_KF: torch.Tensor, features: Features) -> None:
-    directions = torch.from_numpy(principal_directions(features, len(weight_KF)))
+def _start_projection(weight_KF: torch.Tensor, features: Features, videos: IntArray) -> None:
+    directions = torch.from_numpy(principal_directions(features, videos, len(weight_KF)))
     # Of what is wider than the contents the rest stays as it was drawn.
     weight_KF[: len(directions)] = _EMBEDDING_SCALE * directions
 

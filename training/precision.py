@@ -9,7 +9,6 @@ by the largest of a run. Whether it may be served at all is decided by validatio
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -18,6 +17,7 @@ import numpy as np
 import onnx
 import torch
 
+from training.compact import folded
 from training.config import RunConfig
 from training.errors import PrecisionError
 from training.evaluate import measure, score, validation_examples
@@ -87,7 +87,8 @@ def halved(network: Thacil) -> Thacil:
     Raises:
         PrecisionError: a weight is beyond float16.
     """
-    rounded = copy.deepcopy(network)
+    # What is exported is the sum of two parts, and rounded parts have no rounded sum.
+    rounded = folded(network)
     largest = float(torch.finfo(torch.float16).max)
     with torch.no_grad():
         for name, weight in rounded.named_parameters():

@@ -66,6 +66,13 @@ class Processes:
         distributed.all_gather_object(found, np.ascontiguousarray(array))
         return found
 
+    def share(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Give all processes the first one's numbers."""
+        if self.count == 1:
+            return
+        for parameter in parameters:
+            distributed.broadcast(parameter.detach(), src=0)
+
     def sum_gradients(
         self, parameters: Iterable[nn.Parameter], weight: float, notes: list[float]
     ) -> list[float]:

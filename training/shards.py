@@ -109,6 +109,10 @@ class Shards:
         for begin, end in pairwise(self._edges):
             yield self.split.learns(self._log.train.part(begin, end))
 
+    def videos(self) -> IntArray:
+        """Return the videos that the first shard's users were shown, ascending, each once."""
+        return np.unique(next(self.learns()).item_ids)
+
     def _examples(self, shard: int) -> Examples:
         if self._kept is not None and len(self._learnt) == 1:
             return self._kept

@@ -283,9 +283,11 @@ def test_a_part_that_was_not_built_is_told(
 ) -> None:
     """Everything runs without it, slower; what to do is said."""
     monkeypatch.setattr(steps, "COMPILED", None)
+    monkeypatch.setattr(steps, "WHY_NOT", "it went missing")
     finding = found(settings(store, tmp_path, redis_url))["compiled part"]
 
     assert finding.verdict == "WARN"
+    assert "(it went missing)" in finding.seen
     assert "g++" in finding.fix
 
 

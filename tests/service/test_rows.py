@@ -132,11 +132,11 @@ class Machine(RuleBasedStateMachine):
 TestMachine = Machine.TestCase
 
 
-class NumpyMachine(Machine):
+class PythonMachine(Machine):
     """The same without the compiled part, each look-up as one of many ids."""
 
     @initialize()
-    def without_c(self) -> None:
+    def without_compiled(self) -> None:
         self.patch = pytest.MonkeyPatch()
         in_python = replace(steps.IN_PYTHON, many=1)
         self.patch.setattr(rows, "STEPS", in_python)
@@ -146,7 +146,7 @@ class NumpyMachine(Machine):
         self.patch.undo()
 
 
-TestNumpyMachine = NumpyMachine.TestCase
+TestPythonMachine = PythonMachine.TestCase
 
 
 def test_many_ids_are_found_as_one_by_one_are() -> None:

@@ -25,6 +25,9 @@ from service.steps import COMPILED, IN_PYTHON, LINE, STEPS
 ROOT = Path(__file__).parents[2]
 
 both = pytest.mark.skipif(COMPILED is None, reason="not compiled: apt-get install g++ python3-dev")
+each_way = pytest.mark.parametrize(
+    "way", [pytest.param(IN_PYTHON, id="python"), pytest.param(COMPILED, id="compiled", marks=both)]
+)
 ids = st.text(min_size=1, max_size=12)
 
 
@@ -59,8 +62,7 @@ def test_keys_are_found(kept: list[str], strangers: list[str], room: int) -> Non
     assert found == count == int((expected >= 0).sum())
 
 
-@both
-@pytest.mark.parametrize("way", [IN_PYTHON, COMPILED], ids=["python", "compiled"])
+@each_way
 def test_a_key_is_found_once_it_is_added(way: steps.Steps) -> None:
     """By the number that was given for it; dropped, it is found no more."""
     table = Fingerprints(100)
@@ -129,8 +131,7 @@ def test_rows_are_written(keys: list[str], data: st.DataObject) -> None:
     ]
 
 
-@both
-@pytest.mark.parametrize("way", [IN_PYTHON, COMPILED], ids=["python", "compiled"])
+@each_way
 def test_a_row_says_which_candidate_it_is(way: steps.Steps) -> None:
     """By its id and its place in the request; a whole number is written as a fraction."""
     written = way.write(["a", 'b"\\\n', "ü"], np.array([1, 2]), np.array([1.0, 0.25]))
@@ -191,6 +192,27 @@ def test_arrays_of_another_form_are_refused() -> None:
         strangers.write([b"a"], slots, np.zeros(2))
 
 
+def test_a_library_of_another_version_is_left_alone(tmp_path: Path) -> None:
+    """As one that an update of the sources left behind; why is told."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys, types\nsys.modules['service._ranking'] = types.ModuleType('_ranking')\n"
+    )
+    code = (
+        "from service import steps\n"
+        "assert steps.COMPILED is None and steps.STEPS is steps.IN_PYTHON\n"
+        "assert 'built for interface 1, not 2' in steps.WHY_NOT, steps.WHY_NOT\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_without_the_compiled_part_everything_is_in_python(tmp_path: Path) -> None:
     """As where it could not be built: nothing else is missing."""
     (tmp_path / "sitecustomize.py").write_text(
@@ -199,7 +221,9 @@ def test_without_the_compiled_part_everything_is_in_python(tmp_path: Path) -> No
     code = (
         "import numpy as np; from service import steps; from service.rows import gather\n"
         "assert steps.COMPILED is None and steps.STEPS is steps.IN_PYTHON\n"
-        "assert steps.STEPS.order(np.array([.1, .3, .2]), 2)[0].tolist() == [1, 2]\n"
+        "places, scores, rest = steps.STEPS.order(np.array([.1, .3, .2]), 2)\n"
+        "assert places.tolist() == [1, 2] and scores.tolist() == [.3, .2] and rest == []\n"
+        "assert steps.STEPS.write(['a', 'b', 'c'], places, scores).startswith(b'{\"video_id\":\"b')\n"
     )
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     done = subprocess.run(

@@ -74,7 +74,11 @@ def main() -> None:
         layer(inputs).square().mean().backward()
         sums = processes.sum_gradients(layer.parameters(), len(inputs), [1.0, processes.rank])
         assert sums == [2.0, 1.0]
-        np.savez(out / f"rank-{processes.rank}.npz", gradient=layer.weight.grad, **seen)
+        torch.manual_seed(processes.rank)
+        own = torch.nn.Linear(3, 2)
+        processes.share(own.parameters())
+        told = {"gradient": layer.weight.grad, "shared": own.weight.detach()}
+        np.savez(out / f"rank-{processes.rank}.npz", **told, **seen)
         distributed.barrier()
     threads = []
     for path in Path("/proc/self/task").glob("*/comm"):

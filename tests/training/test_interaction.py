@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from training.compact import compact
+from training.compact import compact, folded
 from training.models.interaction import Interaction
 from training.models.thacil import Thacil, ThacilShape
 
@@ -44,3 +44,15 @@ def test_both_parts_learn() -> None:
     assert all(
         parameter.grad is not None and parameter.grad.any() for parameter in net.parameters()
     )
+
+
+def test_one_folded_weight_is_taken_for_the_products() -> None:
+    """As runs of before have it, and networks that were folded: the same answers."""
+    torch.manual_seed(0)
+    network, product = Thacil(SHAPE), torch.randn(7, 12)
+    other = Thacil(SHAPE)
+    other.load_state_dict(folded(network).state_dict())
+    assert network.interaction is not None
+    assert other.interaction is not None
+
+    torch.testing.assert_close(other.interaction(product), network.interaction(product))

@@ -123,6 +123,15 @@ def test_gradients_are_those_of_all_impressions(two: Path) -> None:
         torch.testing.assert_close(found, layer.weight.grad)
 
 
+def test_all_begin_with_the_first_ones_weights(two: Path) -> None:
+    """Each finds directions among its own users' videos."""
+    torch.manual_seed(0)
+    expected = torch.nn.Linear(3, 2).weight.detach().numpy()
+
+    for rank in (0, 1):
+        np.testing.assert_array_equal(np.load(two / f"rank-{rank}.npz")["shared"], expected)
+
+
 def test_two_processes_learn_what_one_learns(
     two: Path, log: ClickLog, settings: Path, tmp_path: Path
 ) -> None:

@@ -9,14 +9,15 @@ N pairs  D = Df + Dc embedding  E hidden units
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import MutableMapping
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 _LIKENESS_SCALE: Final = 10.0
-"""Users and videos begin a tenth of unit size, so that their likeness begins far below one."""
+"""Under ``modern`` users and videos begin a tenth of unit size, their likeness far below one."""
 
 
 class Interaction(nn.Module):
@@ -38,6 +39,8 @@ class Interaction(nn.Module):
         self.product = nn.Linear(item_dim + category_dim, hidden_dim, bias=False)
         self.likeness = nn.Linear(len(self._widths), hidden_dim, bias=False)
 
+        self.register_load_state_dict_pre_hook(_unfold)  # type: ignore[no-untyped-call]
+
     @property
     def weight(self) -> Tensor:
         """[E, D], of every feature of the product."""
@@ -48,3 +51,11 @@ class Interaction(nn.Module):
     def forward(self, product_ND: Tensor) -> Tensor:
         """Weigh products of user and candidate: [N, D] -> [N, E]."""
         return functional.linear(product_ND, self.weight)
+
+
+def _unfold(module: nn.Module, state: MutableMapping[str, Tensor], prefix: str, *_: Any) -> None:
+    """Take one folded weight, too, as older runs and folded networks have it: the sums add nothing."""
+    folded = state.pop(f"{prefix}weight", None)
+    if folded is not None and isinstance(module, Interaction):
+        state[f"{prefix}product.weight"] = folded
+        state[f"{prefix}likeness.weight"] = torch.zeros_like(module.likeness.weight)
