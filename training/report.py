@@ -348,10 +348,7 @@ def _protocol(found: Comparison) -> list[str]:
         for label, settings in departures(found).items()
         if settings
     ]
-    said = (
-        "All models share one configuration; network.interaction and network.block_age are "
-        "read by THACIL alone."
-    )
+    said = "All share one configuration; network.interaction and block_age are THACIL's alone."
     same = [paragraph(said)] if not rows else [table(("model", "differs in"), rows)]
     return [
         heading("How it was done"),

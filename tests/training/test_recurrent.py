@@ -83,10 +83,11 @@ def test_evaluation_starts_every_history_from_zero(
     assert int(batch.first.max()) > 0
     with torch.inference_mode():
         plain = _plain(network.eval(), batch)
-        torch.testing.assert_close(forward(network.eval(), batch), plain, atol=0, rtol=0)
+        # To rounding: histories of like length are products of other sizes.
+        torch.testing.assert_close(forward(network.eval(), batch), plain, atol=1e-6, rtol=1e-6)
         trained = forward(network.train(), batch)
 
-    assert not torch.equal(trained, plain)
+    assert (trained - plain).abs().max() > 1e-4
     whole = batch.first[batch.user] == 0
     assert whole.any()
     torch.testing.assert_close(trained[whole], plain[whole], atol=1e-5, rtol=1e-4)
