@@ -29,9 +29,8 @@ def initialise(network: Network, how: Start, features: Features, videos: IntArra
     ``plain``: Glorot's kernels, embeddings and THACIL's profiles a tenth of unit size.
     ``principal``: the same, but that from the first step on videos are as unlike as their contents
     are: the projection begins with the principal directions of the content features, each equally
-    large, and the categories' vectors begin orthogonal,
-    as far as there is room: C categories in Dc dimensions, where C is no more than Dc.
-    ``reference``: as the reference code (its ``modules.py``): Glorot, also for gain and bias of the norm.
+    large, and the categories' vectors begin orthogonal, as far as there is room: up to Dc of them.
+    ``reference``: as the reference code: Glorot, also for gain and bias of the norm.
 
     Args:
         network: of any kind.
@@ -66,20 +65,20 @@ def principal_directions(
 ) -> npt.NDArray[np.float32]:
     """Return the directions in which contents lie farthest from zero: [count or fewer, F].
 
-    None where all contents are zero.
+    None where there are no videos, or all contents are zero.
 
     A direction is as long as makes the contents' root mean square along it 1, or less where there is
     next to nothing.
 
     Args:
         features: [any, F], contents of videos.
-        videos: ascending, rows of them that may be looked at; one at least.
+        videos: ascending, rows of them that may be looked at.
         count: directions at most; there are no more than F.
         most: videos looked at, from all over those.
     """
     places = np.linspace(0, len(videos) - 1, min(most, len(videos))).astype(np.int64)
     sample = np.asarray(features[videos[places]], np.float64)
-    square, direction = np.linalg.eigh(sample.T @ sample / len(sample))
+    square, direction = np.linalg.eigh(sample.T @ sample / max(1, len(sample)))
     square, direction = square[::-1][:count], direction[:, ::-1][:, :count]
     if not square[0] > np.finfo(np.float32).tiny:
         return np.zeros((0, direction.shape[0]), np.float32)

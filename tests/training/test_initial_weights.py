@@ -36,6 +36,7 @@ def test_a_direction_without_contents_stays_small() -> None:
 
     assert np.abs(line @ principal_directions(line, ALL[:50], 12).T)[:, 1:].max() < 1e-2
     assert principal_directions(np.zeros((5, 12), np.float32), ALL[:5], 4).shape == (0, 12)
+    assert principal_directions(features(), ALL[:0], 4).shape == (0, 12)
 
 
 def test_a_part_of_the_videos_is_enough() -> None:

@@ -39,7 +39,7 @@ class Interaction(nn.Module):
         self.product = nn.Linear(item_dim + category_dim, hidden_dim, bias=False)
         self.likeness = nn.Linear(len(self._widths), hidden_dim, bias=False)
 
-        self.register_load_state_dict_pre_hook(_unfold)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_unfold)  # type: ignore[no-untyped-call]  # torch has no types for it
 
     @property
     def weight(self) -> Tensor:
