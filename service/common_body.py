@@ -51,7 +51,7 @@ def read_json(raw: bytes) -> tuple[CommonBody, list[str]] | None:
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
     video_ids = [candidate.video_id for candidate in body.candidates]
-    return (body, video_ids) if _surely_ids(body.user_id, video_ids) else None
+    return (body, video_ids) if _plain(raw) or _surely_ids(body.user_id, video_ids) else None
 
 
 def read_packed(raw: bytes) -> tuple[CommonBody, list[str]] | None:
@@ -61,6 +61,11 @@ def read_packed(raw: bytes) -> tuple[CommonBody, list[str]] | None:
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
     return (body, body.video_ids) if _surely_ids(body.user_id, body.video_ids) else None
+
+
+def _plain(raw: bytes) -> bool:
+    # JSON has control characters only as escapes, all but one; three quick looks at the whole.
+    return raw.isascii() and b"\\" not in raw and b"\x7f" not in raw
 
 
 def _surely_ids(user_id: str, video_ids: Sequence[str]) -> bool:

@@ -81,24 +81,28 @@ class RowCache:
 
     def look_up(self, video_ids: Sequence[str]) -> SlotArray:
         """Return the slots of videos [N], -1 for what is not here; those here count as used."""
-        if len(video_ids) < STEPS.many:
-            known = map(self._slots.get, video_ids, repeat(-1))
-            slots = np.fromiter(known, np.int64, count=len(video_ids))
-            self._used[slots[slots >= 0]] = next(self._ticks)
-            return slots
-        slots, found = self._fingerprints.find(video_ids)
-        if found == len(slots):
-            self._used[slots] = next(self._ticks)
-            return slots
-        absent = np.flatnonzero(slots < 0).tolist()
-        slots[absent] = [self._slots.get(video_ids[place], -1) for place in absent]
-        self._used[slots[slots >= 0]] = next(self._ticks)
-        return slots
+        return self._looked_up(video_ids)[0]
 
     def look_all_up(self, video_ids: Sequence[str]) -> SlotArray | None:
         """Return the slots of videos [N] that are all here, or nothing; those here count as used."""
-        slots = self.look_up(video_ids)
-        return slots if int(slots.min(initial=0)) >= 0 else None
+        slots, found = self._looked_up(video_ids)
+        return slots if found == len(slots) else None
+
+    def _looked_up(self, video_ids: Sequence[str]) -> tuple[SlotArray, int]:
+        """Return the slots and how many are not -1."""
+        if len(video_ids) < STEPS.many:
+            known = map(self._slots.get, video_ids, repeat(-1))
+            slots = np.fromiter(known, np.int64, count=len(video_ids))
+        else:
+            slots, found = self._fingerprints.find(video_ids)
+            if found == len(slots):
+                self._used[slots] = next(self._ticks)
+                return slots, found
+            absent = np.flatnonzero(slots < 0).tolist()
+            slots[absent] = [self._slots.get(video_ids[place], -1) for place in absent]
+        here = slots[slots >= 0]
+        self._used[here] = next(self._ticks)
+        return slots, len(here)
 
     @contextmanager
     def pinned(self) -> Iterator[None]:

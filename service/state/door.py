@@ -173,11 +173,9 @@ class Door:
         self._forgotten_at = 0.0
         self.reached = False
         """Whether Redis has ever answered."""
-
-    @property
-    def clustered(self) -> bool:
+        # Once: RedisCluster is asked for by what it can do, which takes microseconds.
+        self.clustered = isinstance(self._client, RedisCluster)
         """Whether keys of different slots live on different servers."""
-        return isinstance(self._client, RedisCluster)
 
     @property
     def is_open(self) -> bool:

@@ -56,14 +56,19 @@ def outcome(parse: Any, raw: bytes) -> Any:
         return type(exc), str(exc), getattr(exc, "status", None)
 
 
-@given(bodies | usual | st.dictionaries(texts, numbers))
-def test_both_readers_agree(body: dict[str, Any]) -> None:
-    """On values, on faults and on their words, in JSON and in MessagePack."""
-    raw = json.dumps(body).encode()
+def assert_agreed(raw: bytes) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(score_body, "read_json", lambda _: None)
         judged = outcome(parse_score, raw)
     assert repr(outcome(parse_score, raw)) == repr(judged)
+
+
+@given(bodies | usual | st.dictionaries(texts, numbers))
+def test_both_readers_agree(body: dict[str, Any]) -> None:
+    """On values, on faults and on their words, in JSON and in MessagePack."""
+    # With escapes, and with everything as it is; half of a pair of surrogates is no UTF-8.
+    for text in (json.dumps(body), json.dumps(body, ensure_ascii=False)):
+        assert_agreed(text.encode("utf-8", "surrogatepass"))
 
     packed = dict(body)
     asked = packed.pop("candidates", None)
@@ -77,6 +82,15 @@ def test_both_readers_agree(body: dict[str, Any]) -> None:
         patch.setattr(score_body, "read_packed", lambda _: None)
         judged = outcome(parse_compact, raw)
     assert repr(outcome(parse_compact, raw)) == repr(judged)
+
+
+@pytest.mark.parametrize("odd", ["\x00", "\x1f", "\x7f", "\x85", "\\", '"', "é", "漢" * 90, ""])
+@pytest.mark.parametrize("escaped", [True, False])
+def test_both_readers_agree_on_characters(odd: str, *, escaped: bool) -> None:
+    """In a body that has no other fault."""
+    for user_id, video_id in ((odd, "v"), ("u", odd), ("u", f"v{odd}w")):
+        body = {"user_id": user_id, "candidates": [{"video_id": "x"}, {"video_id": video_id}]}
+        assert_agreed(json.dumps(body, ensure_ascii=escaped).encode())
 
 
 @given(st.binary(max_size=40) | usual.map(lambda body: json.dumps(body).encode()[:-1] + b", }"))
