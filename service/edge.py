@@ -14,7 +14,7 @@ from service import metrics
 from service.access_log import AccessLog
 from service.admission import OverloadedError
 from service.draining import Drain
-from service.problems import MEDIA_TYPE, ProblemError, problem_response, write_problem
+from service.problems import ProblemError, RepeatedProblem, problem_response
 from service.refusals import TOO_MANY, problem_of
 from service.request_context import (
     CURRENT,
@@ -78,7 +78,7 @@ class Edge:
         self._tracer = tracer
         self.refuses = refuses
         """Whether a request, of which no more than its method and path is looked at, is too many."""
-        self._too_many = problem_of(OverloadedError(TOO_MANY))
+        self._too_many = RepeatedProblem(problem_of(OverloadedError(TOO_MANY)))
 
     def refusal(self, scope: Scope) -> tuple[int, Headers, bytes] | None:
         """Return the whole answer to a request that is one too many: status, headers, body.
@@ -90,17 +90,13 @@ class Edge:
         request, length = _opened(scope)
         if int(length) > self._max_body_bytes:
             return None
-        problem = self._too_many
-        written = write_problem(problem, request.request_id)
-        headers = [
-            (b"content-type", MEDIA_TYPE.encode()),
-            (b"content-length", b"%d" % len(written.body)),
-            *((name.encode(), value.encode()) for name, value in written.headers.items()),
-            *_headers(request),
-        ]
+        too_many = self._too_many
+        body = too_many.body(request.request_id)
+        size = b"%d" % len(body)
+        headers = [*too_many.headers, (b"content-length", size), *_headers(request)]
         scope["route_path"] = scope["path"]
-        self._close(scope, request, problem.status)
-        return problem.status, headers, written.body
+        self._close(scope, request, too_many.status)
+        return too_many.status, headers, body
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""

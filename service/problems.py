@@ -76,3 +76,29 @@ def write_problem(problem: ProblemError, request_id: str | None) -> WrittenProbl
         body["errors"] = problem.errors
     passing = problem.status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
     return WrittenProblem(orjson.dumps(body), {"retry-after": "1"} if passing else {})
+
+
+class RepeatedProblem:
+    """A problem that is answered over and over: written once, but for the request's id.
+
+    Args:
+        problem: what is wrong.
+
+    Attributes:
+        status: HTTP status.
+        headers: all but the length of the body.
+    """
+
+    def __init__(self, problem: ProblemError) -> None:
+        written = write_problem(problem, None)
+        self.status = problem.status
+        self.headers: list[tuple[bytes, bytes]] = [
+            (b"content-type", MEDIA_TYPE.encode()),
+            *((name.encode(), value.encode()) for name, value in written.headers.items()),
+        ]
+        before, name, after = written.body.partition(b'"request_id":')
+        self._before, self._after = before + name, after.removeprefix(b"null")
+
+    def body(self, request_id: str) -> bytes:
+        """Return the body for one request."""
+        return self._before + orjson.dumps(request_id) + self._after

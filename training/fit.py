@@ -16,6 +16,7 @@ from training.config import RunConfig
 from training.errors import DivergedError, StoppedError
 from training.evaluate import build_network, score, validation_examples
 from training.examples import Examples
+from training.features import feature_digest
 from training.initial_weights import initialise
 from training.interactions import ClickLog
 from training.interruption import stop_request
@@ -71,6 +72,7 @@ def fit(config: RunConfig, log: ClickLog, out: Path, processes: Processes = ALON
         torch.manual_seed(config.seed + processes.rank)
     optimizer = make_optimizer(network, config)
     told = {**sizes, "train_rows": len(log.train), "digest": shards.digest()}
+    told["features"] = feature_digest(log.train_features)
     run = RunDirectory(out, config, log=told, processes=processes)
     progress = run.load(network, optimizer)
     loop = TrainingLoop(config, network, optimizer, shards, run, processes)

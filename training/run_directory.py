@@ -81,7 +81,9 @@ class RunDirectory:
         path = out / "config.json"
         if path.exists():
             saved, saved_log = _read_config(path)
-            if saved is None or not saved.learns_as(config) or saved_log != log:
+            # Runs of earlier versions were not told of their features.
+            same_log = {"features": log["features"], **saved_log} == log
+            if saved is None or not saved.learns_as(config) or not same_log:
                 raise ConfigError(
                     f"{out} holds a run of another configuration or log: choose another --out"
                 )

@@ -96,7 +96,7 @@ class Shards:
     def digest(self) -> int:
         """Return a number that tells the log's impressions from others.
 
-        Each process reads its own rows. Of features only the width is told elsewhere.
+        Each process reads its own rows.
         """
         rows = self._log.train.part(self._edges[0], self._edges[-1])
         own = sum(part.digest() for part in pieces(rows))

@@ -126,6 +126,22 @@ def test_a_run_directory_keeps_one_log(config: RunConfig, log: ClickLog, tmp_pat
         fit(config, other, tmp_path)
 
 
+def test_a_run_directory_keeps_one_set_of_features(
+    config: RunConfig, log: ClickLog, tmp_path: Path
+) -> None:
+    """Features extracted anew are another log; a run that was not told of its own goes on."""
+    fit(config, log, tmp_path)
+    extracted_anew = replace(log, train_features=log.train_features[::-1])
+
+    with pytest.raises(ConfigError, match="or log"):
+        fit(config, extracted_anew, tmp_path)
+
+    told = json.loads((tmp_path / "config.json").read_text())
+    del told["log"]["features"]
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    assert fit(config, log, tmp_path).done
+
+
 @pytest.mark.parametrize("name", COLUMN_NAMES)
 def test_every_column_tells_logs_apart(name: str) -> None:
     """Values of two rows exchanged, which leaves every sum as it is, do not go unnoticed."""
