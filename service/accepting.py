@@ -4,18 +4,25 @@ Workers listen on one socket, and the one that woke first finds the next connect
 has woken up: callers who connect in one instant, as an app's pool of connections does, may all
 come to it, and the others idle. Here a worker takes one and looks away for a moment, in which the
 others take theirs; as long as some are left it takes one more every other time.
+
+Of callers who connect one after another each would still find the worker that watched last, time
+after time. So a worker that has more connections open than another one leaves it the first look.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from asyncio import AbstractServer
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import uvloop
+
+from service.open_connections import OpenConnections
 
 if TYPE_CHECKING:
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -50,7 +57,13 @@ class SharingLoop(uvloop.Loop):
             return await super().create_server(protocol_factory, *args, **kwargs)
         sock.setblocking(False)
         sock.listen(backlog)
-        return SharingServer(self, sock, protocol_factory)
+        return SharingServer(self, sock, protocol_factory, _of_workers())
+
+
+def _of_workers() -> OpenConnections | None:
+    # Beside their metrics: the one directory that all workers of a service have, and no other.
+    directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    return OpenConnections(Path(directory) / "connections") if directory else None
 
 
 class SharingServer:
@@ -60,6 +73,7 @@ class SharingServer:
         loop: runs the connections.
         sock: listens, does not block; closed at the end.
         protocol_factory: makes a protocol for each of them.
+        open_ones: how many there are, here and elsewhere, where others listen, too.
     """
 
     def __init__(
@@ -67,13 +81,15 @@ class SharingServer:
         loop: asyncio.AbstractEventLoop,
         sock: socket.socket,
         protocol_factory: ProtocolFactory,
+        open_ones: OpenConnections | None = None,
     ) -> None:
         self._loop, self._sock, self._protocol_factory = loop, sock, protocol_factory
+        self._open_ones = open_ones
         self._opening: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._full_looks = 0
         self._is_open = True
-        loop.add_reader(sock, self._look)
+        loop.add_reader(sock, self._notice)
 
     def close(self) -> None:
         """Take no more connections; those that were taken stay."""
@@ -83,10 +99,19 @@ class SharingServer:
                 self._timer.cancel()
             self._loop.remove_reader(self._sock)
             self._sock.close()
+            if self._open_ones is not None:
+                self._open_ones.leave()
 
     async def wait_closed(self) -> None:
         """Wait until every connection that was taken has its protocol."""
         await asyncio.gather(*self._opening, return_exceptions=True)
+
+    def _notice(self) -> None:
+        if self._open_ones is not None and self._open_ones.others_have_fewer():
+            # Whatever they do not take, because they are busy, is taken here after that.
+            self._look_away(_LOOK_AWAY_SECONDS)
+        else:
+            self._look()
 
     def _look(self) -> None:
         share = min(1 + self._full_looks // 2, _MOST)
@@ -113,7 +138,7 @@ class SharingServer:
 
     def _look_again(self) -> None:
         self._timer = None
-        self._loop.add_reader(self._sock, self._look)
+        self._loop.add_reader(self._sock, self._notice)
         # Now, too: a look that finds few is what ends the growth.
         self._look()
 
@@ -134,11 +159,13 @@ class SharingServer:
             taken += 1
         return taken
 
+    def _made(self) -> asyncio.BaseProtocol:
+        protocol = self._protocol_factory()
+        return protocol if self._open_ones is None else counted(protocol, self._open_ones)
+
     async def _open(self, connection: socket.socket) -> None:
         try:
-            _, protocol = await self._loop.connect_accepted_socket(
-                self._protocol_factory, connection
-            )
+            _, protocol = await self._loop.connect_accepted_socket(self._made, connection)
         except OSError:
             # The caller left before there was a protocol to tell: macOS refuses options then.
             connection.close()
@@ -146,3 +173,20 @@ class SharingServer:
         if not self._is_open:
             # It came to be when uvicorn had told all that there were to end.
             cast("HttpToolsProtocol", protocol).shutdown()
+
+
+def counted(protocol: asyncio.BaseProtocol, open_ones: OpenConnections) -> asyncio.BaseProtocol:
+    """Have a protocol's connection counted for as long as it is open."""
+    made, lost = protocol.connection_made, protocol.connection_lost
+
+    def connection_made(transport: asyncio.BaseTransport) -> None:
+        open_ones.add(1)
+        made(transport)
+
+    def connection_lost(exc: Exception | None) -> None:
+        open_ones.add(-1)
+        lost(exc)
+
+    protocol.connection_made = connection_made  # type: ignore[method-assign]
+    protocol.connection_lost = connection_lost  # type: ignore[method-assign]
+    return protocol

@@ -64,7 +64,8 @@ def read_packed(raw: bytes) -> tuple[CommonBody, list[str]] | None:
 
 
 def _plain(raw: bytes) -> bool:
-    # JSON has control characters only as escapes, all but one; three quick looks at the whole.
+    # In ASCII without an escape JSON has one control character in a string at most, DEL: three
+    # quick looks at the whole.
     return raw.isascii() and b"\\" not in raw and b"\x7f" not in raw
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import logging
 import math
-import os
 import shutil
 import struct
 from collections.abc import Iterator
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Final
 
 from prometheus_client.mmap_dict import MmapedDict
+
+from service.liveness import is_alive
 
 _ENDED: Final = "ended"
 _SUMMED: Final = ("counter", "histogram")
@@ -39,7 +40,7 @@ def cleared(directory: Path) -> Iterator[None]:
 def _clear(directory: Path) -> None:
     for path in sorted(directory.glob("*.db")):
         kind, _, process = path.stem.rpartition("_")
-        if not process.isdigit() or _is_alive(int(process)):
+        if not process.isdigit() or is_alive(int(process)):
             continue
         if kind in _SUMMED:
             try:
@@ -70,13 +71,3 @@ def _add(path: Path, total: Path) -> None:
         sums.close()  # type: ignore[no-untyped-call]
     # Whoever is killed right here leaves the values in both files: counted twice, once.
     staged.replace(total)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -33,7 +33,7 @@ class ProblemError(Exception):
         status: HTTP status.
         detail: names the value, the limit and the way out.
         errors: faults by field, where there are several.
-        members: further members of the answer.
+        members: further members of the answer, other than ``request_id``.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class RepeatedProblem:
 
     Attributes:
         status: HTTP status.
-        headers: all but the length of the body.
+        headers: that are always the same.
     """
 
     def __init__(self, problem: ProblemError) -> None:

@@ -5,7 +5,6 @@ Hides float16: a vector is stored with 11 significant bits, and computed with in
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeAlias
@@ -22,7 +21,6 @@ Features: TypeAlias = FloatArray | Half
 """[videos, F], memory-mapped wherever it comes from a file."""
 
 _ROWS_PER_CHUNK = 16_384
-_ROWS_TOLD = 1_000
 _LARGEST = float(np.finfo(np.float16).max)
 
 
@@ -42,16 +40,6 @@ def load_features(path: Path) -> Features:
         )
     # A plain array over the same pages: memmap's own class makes every gather slower.
     return loaded.view(np.ndarray)
-
-
-def feature_digest(features: Features) -> int:
-    """Return a number that tells vectors from others, by a thousand rows evenly spread.
-
-    Vectors that were extracted anew differ everywhere; single ones that were changed may not show.
-    """
-    rows = np.linspace(0, len(features) - 1, _ROWS_TOLD).astype(np.int64)
-    # One width, however a log came: an array in memory is the same log as its file.
-    return zlib.crc32(features[rows].astype("<f2").tobytes())
 
 
 def checked_halves(path: Path, features: Features) -> Iterator[Half]:

@@ -16,7 +16,6 @@ from training.config import RunConfig
 from training.errors import DivergedError, StoppedError
 from training.evaluate import build_network, score, validation_examples
 from training.examples import Examples
-from training.features import feature_digest
 from training.initial_weights import initialise
 from training.interactions import ClickLog
 from training.interruption import stop_request
@@ -71,8 +70,12 @@ def fit(config: RunConfig, log: ClickLog, out: Path, processes: Processes = ALON
         # The same weights as the others, other dropout.
         torch.manual_seed(config.seed + processes.rank)
     optimizer = make_optimizer(network, config)
-    told = {**sizes, "train_rows": len(log.train), "digest": shards.digest()}
-    told["features"] = feature_digest(log.train_features)
+    told = {
+        **sizes,
+        "train_rows": len(log.train),
+        "digest": shards.digest(),
+        "features": shards.feature_digest(),
+    }
     run = RunDirectory(out, config, log=told, processes=processes)
     progress = run.load(network, optimizer)
     loop = TrainingLoop(config, network, optimizer, shards, run, processes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -19,6 +20,8 @@ from training.objective import count_steps, plan_epoch
 from training.processes import ALONE, Processes
 from training.split import Split, pieces
 from training.user_counts import UserCounts, joined_counts
+
+_ROWS_TOLD = 1_000
 
 
 class Shards:
@@ -103,6 +106,19 @@ class Shards:
         # In two halves: they are summed as float64.
         high, low = self._processes.sum(own >> 32, own & 0xFFFFFFFF)
         return (int(high) << 32) + int(low)
+
+    def feature_digest(self) -> int:
+        """Return a number that tells the features of the log's videos from others.
+
+        By the videos of a thousand impressions, evenly spread, each process by those of its own
+        rows: features that were extracted anew differ everywhere, a single changed one may not show.
+        """
+        told = np.linspace(0, len(self._log.train) - 1, _ROWS_TOLD).astype(np.int64)
+        own = told[(told >= self._edges[0]) & (told < self._edges[-1])]
+        # One width, however the log came: an array in memory is the same log as its file.
+        features = self._log.train_features[self._log.train.item_ids[own]].astype("<f2")
+        (digest,) = self._processes.sum(sum(zlib.crc32(row.tobytes()) for row in features))
+        return int(digest)
 
     def learns(self) -> Iterator[Impressions]:
         """Yield the rows that are learnt from, a shard at a time."""

@@ -173,7 +173,7 @@ class Door:
         self._forgotten_at = 0.0
         self.reached = False
         """Whether Redis has ever answered."""
-        # Once: RedisCluster is asked for by what it can do, which takes microseconds.
+        # Once: to ask whether it is one takes most of a microsecond.
         self.clustered = isinstance(self._client, RedisCluster)
         """Whether keys of different slots live on different servers."""
 

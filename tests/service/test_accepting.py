@@ -7,7 +7,7 @@ import errno
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
@@ -19,6 +19,7 @@ from pydantic import SecretStr
 from service import accepting
 from service.__main__ import _serve
 from service.accepting import SharingLoop, SharingServer
+from service.open_connections import OpenConnections
 from service.settings import Settings
 
 _T = TypeVar("_T")
@@ -153,6 +154,81 @@ def test_two_workers_share_callers_who_came_in_one_instant(
 
     assert greeted.total() == count
     assert 3 * min(greeted["a"], greeted["b"]) >= count
+
+
+@contextmanager
+def one_by_one(listener: socket.socket) -> Iterator[Callable[[], Awaitable[str]]]:
+    """Connect when it is called, and wait for the greeting, and until nobody looks away any more."""
+    with ExitStack() as stack:
+
+        async def connect() -> str:
+            found = await greetings(stack.enter_context(callers(listener, 1)))
+            await asyncio.sleep(0.005)
+            return found
+
+        yield connect
+
+
+@pytest.fixture
+def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers see one another's connections."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+
+
+@pytest.mark.usefixtures("shared")
+def test_callers_who_come_one_by_one_are_shared_out(listener: socket.socket) -> None:
+    """Nobody is busy, and the worker that watched last would find them all."""
+
+    async def share() -> str:
+        servers = [await serve(listener, name) for name in "ab"]
+        with one_by_one(listener) as connect:
+            found = "".join([await connect() for _ in range(16)])
+        for server in servers:
+            server.close()
+        return found
+
+    greeted = run(share)
+
+    assert Counter(greeted) == {"a": 8, "b": 8}
+
+
+@pytest.mark.usefixtures("shared")
+def test_connections_that_ended_are_made_up_for(listener: socket.socket) -> None:
+    """What counts is what is open, not what has come."""
+
+    async def share() -> str:
+        first = await serve(listener, "a")
+        with one_by_one(listener) as connect:
+            for _ in range(4):
+                await connect()
+        await asyncio.sleep(0.005)
+        second = await serve(listener, "b")
+        with one_by_one(listener) as connect:
+            found = "".join([await connect() for _ in range(6)])
+        first.close()
+        second.close()
+        return found
+
+    assert Counter(run(share)) == {"a": 3, "b": 3}
+
+
+@pytest.mark.usefixtures("shared")
+def test_what_a_worker_with_fewer_does_not_take_is_taken(
+    listener: socket.socket, tmp_path: Path
+) -> None:
+    """It may be busy, and for long."""
+    OpenConnections(tmp_path / "connections")
+
+    async def take() -> str:
+        server = await serve(listener, "a")
+        with one_by_one(listener) as connect:
+            found = "".join([await connect() for _ in range(5)])
+        with callers(listener, 20) as more:
+            found += await greetings(more)
+        server.close()
+        return found
+
+    assert run(take) == "a" * 25
 
 
 def test_a_worker_alone_takes_all_that_come(listener: socket.socket) -> None:

@@ -162,6 +162,20 @@ def test_many_ids_are_found_as_one_by_one_are() -> None:
     assert [slot >= 0 for slot in one_by_one] == [video_id in known for video_id in asked]
 
 
+@pytest.mark.parametrize("count", [1, 99, 100, 1_500])
+def test_all_are_found_or_none(count: int) -> None:
+    """Also those asked for twice, and where only the dictionary knows one."""
+    cache = cache_of(4_000)
+    cache.put({f"video-{i}": row(i) for i in range(4_000)}, generation=0)
+    asked = [f"video-{i}" for i in range(count)]
+    found = cache.look_all_up([*asked, *asked])
+
+    assert found is not None
+    assert found.tolist() == [*cache.look_up(asked)] * 2
+    assert cache.look_all_up([*asked, "unknown", *asked]) is None
+    assert cache.look_all_up([*asked[1:], "unknown"]) is None
+
+
 class Twin(str):
     """An id whose hash is another's."""
 

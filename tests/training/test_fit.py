@@ -129,8 +129,11 @@ def test_a_run_directory_keeps_one_log(config: RunConfig, log: ClickLog, tmp_pat
 def test_a_run_directory_keeps_one_set_of_features(
     config: RunConfig, log: ClickLog, tmp_path: Path
 ) -> None:
-    """Features extracted anew are another log; a run that was not told of its own goes on."""
+    """Extracted anew they are another log, as wide floats the same; a run not told of any goes on."""
     fit(config, log, tmp_path)
+    assert log.train_features.dtype == np.float16
+    wide = replace(log, train_features=log.train_features.astype(np.float32))
+    assert fit(config, wide, tmp_path).done
     extracted_anew = replace(log, train_features=log.train_features[::-1])
 
     with pytest.raises(ConfigError, match="or log"):
