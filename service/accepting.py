@@ -5,8 +5,8 @@ has woken up: callers who connect in one instant, as an app's pool of connection
 come to it, and the others idle. Here a worker takes one and looks away for a moment, in which the
 others take theirs; as long as some are left it takes one more every other time.
 
-Of callers who connect one after another each would still find the worker that watched last, time
-after time. So a worker that has more connections open than another one leaves it the first look.
+Of callers who connect one after another, while nobody is busy, each may still find the same worker
+first. So a worker that has more connections open than another one leaves it the first look.
 """
 
 from __future__ import annotations

@@ -177,7 +177,7 @@ def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("shared")
 def test_callers_who_come_one_by_one_are_shared_out(listener: socket.socket) -> None:
-    """Nobody is busy, and the worker that watched last would find them all."""
+    """Nobody is busy, and one worker could be the first each time."""
 
     async def share() -> str:
         servers = [await serve(listener, name) for name in "ab"]
