@@ -107,6 +107,8 @@ def _serve(settings: Settings) -> None:
             # Nothing here looks at the caller's address.
             proxy_headers=False,
             http="service.connections:LingeringProtocol",
+            # There are none, and a connection that became one would be counted for ever.
+            ws="none",
             timeout_keep_alive=settings.keep_alive_seconds,
             timeout_graceful_shutdown=settings.drain_seconds,
             # How long a worker may take to start, or to be heard of, before it is replaced.

@@ -109,7 +109,7 @@ class SharingServer:
     def _notice(self) -> None:
         if self._open_ones is not None and self._open_ones.others_have_fewer():
             # Whatever they do not take, because they are busy, is taken here after that.
-            self._look_away(_LOOK_AWAY_SECONDS)
+            self._look_away(_LOOK_AWAY_SECONDS, then=self._look)
         else:
             self._look()
 
@@ -125,22 +125,22 @@ class SharingServer:
                 _RETRY_SECONDS,
                 exc,
             )
-            self._look_away(_RETRY_SECONDS)
+            self._look_away(_RETRY_SECONDS, then=self._notice)
             return
         # Some but not all: others who look took part, and more may be on their way.
         self._full_looks = self._full_looks + 1 if taken == share else self._full_looks // 2
         if taken:
-            self._look_away(_LOOK_AWAY_SECONDS)
+            self._look_away(_LOOK_AWAY_SECONDS, then=self._notice)
 
-    def _look_away(self, seconds: float) -> None:
+    def _look_away(self, seconds: float, *, then: Callable[[], None]) -> None:
         self._loop.remove_reader(self._sock)
-        self._timer = self._loop.call_later(seconds, self._look_again)
+        self._timer = self._loop.call_later(seconds, self._look_again, then)
 
-    def _look_again(self) -> None:
+    def _look_again(self, then: Callable[[], None]) -> None:
         self._timer = None
         self._loop.add_reader(self._sock, self._notice)
         # Now, too: a look that finds few is what ends the growth.
-        self._look()
+        then()
 
     def _take(self, share: int) -> int:
         taken = 0
@@ -185,6 +185,8 @@ def counted(protocol: asyncio.BaseProtocol, open_ones: OpenConnections) -> async
 
     def connection_lost(exc: Exception | None) -> None:
         open_ones.add(-1)
+        # They hold the protocol that holds them, and would keep it until garbage is collected.
+        del protocol.connection_made, protocol.connection_lost
         lost(exc)
 
     protocol.connection_made = connection_made  # type: ignore[method-assign]

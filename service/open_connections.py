@@ -55,7 +55,7 @@ class OpenConnections:
         """Whether another worker that is alive, and still takes connections, has fewer."""
         own = self._counts[self._place]
         for process, count in zip(self._processes, self._counts, strict=True):
-            # Nobody leaves a gap for long: the next who begins takes the first.
+            # Places are taken from the first on, and kept: behind an empty one there are no more.
             if process == _NOBODY:
                 break
             if _TAKES_NONE < count < own and is_alive(process):

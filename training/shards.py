@@ -21,7 +21,8 @@ from training.processes import ALONE, Processes
 from training.split import Split, pieces
 from training.user_counts import UserCounts, joined_counts
 
-_ROWS_TOLD = 1_000
+_VIDEOS_TOLD = 1_000
+_MIXER = np.uint32(2_654_435_761)  # of Knuth's multiplicative hashing
 
 
 class Shards:
@@ -110,15 +111,23 @@ class Shards:
     def feature_digest(self) -> int:
         """Return a number that tells the features of the log's videos from others.
 
-        By the videos of a thousand impressions, evenly spread, each process by those of its own
-        rows: features that were extracted anew differ everywhere, a single changed one may not show.
+        By some thousand videos, each process by those of its own rows: features that were
+        extracted anew differ everywhere, a single changed one may not show.
         """
-        told = np.linspace(0, len(self._log.train) - 1, _ROWS_TOLD).astype(np.int64)
-        own = told[(told >= self._edges[0]) & (told < self._edges[-1])]
-        # One width, however the log came: an array in memory is the same log as its file.
-        features = self._log.train_features[self._log.train.item_ids[own]].astype("<f2")
-        (digest,) = self._processes.sum(sum(zlib.crc32(row.tobytes()) for row in features))
-        return int(digest)
+        features, own = self._log.train_features, 0
+        share = min(1.0, _VIDEOS_TOLD / len(features))
+        rows = self._log.train.part(self._edges[0], self._edges[-1])
+        for part in pieces(rows):
+            # By their numbers, so that neither the order of rows nor who has them matters.
+            mixed = part.item_ids.astype(np.uint32) * _MIXER
+            told = part.item_ids[mixed <= share * np.iinfo(np.uint32).max]
+            for item, count in zip(*np.unique(told, return_counts=True), strict=True):
+                # One width, however the log came: an array in memory is the same log as its file.
+                row = features[item : item + 1].astype("<f2")
+                own += zlib.crc32(row.tobytes()) * int(count)
+        # In two halves, as above.
+        high, low = self._processes.sum(own >> 32, own & 0xFFFFFFFF)
+        return (int(high) << 32) + int(low)
 
     def learns(self) -> Iterator[Impressions]:
         """Yield the rows that are learnt from, a shard at a time."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import socket
+import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -210,6 +212,63 @@ def test_connections_that_ended_are_made_up_for(listener: socket.socket) -> None
         return found
 
     assert Counter(run(share)) == {"a": 3, "b": 3}
+
+
+@pytest.mark.usefixtures("shared")
+def test_a_worker_with_more_leaves_most_of_a_stream_to_the_other(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when it has just taken one, and the next is there before it looks again."""
+
+    async def share() -> str:
+        first = await serve(listener, "a")
+        with one_by_one(listener) as connect:
+            for _ in range(16):
+                await connect()
+            monkeypatch.setattr(accepting, "_LOOK_AWAY_SECONDS", 0.05)
+            second = await serve(listener, "b")
+            with ExitStack() as stack:
+                sockets = []
+                for _ in range(12):
+                    sockets += stack.enter_context(callers(listener, 1))
+                    await asyncio.sleep(0.02)
+                found = await greetings(sockets)
+        first.close()
+        second.close()
+        return found
+
+    greeted = Counter(run(share))
+
+    assert greeted.total() == 12
+    assert greeted["b"] >= 7
+
+
+@pytest.mark.usefixtures("shared")
+def test_a_connection_that_ended_is_not_kept(listener: socket.socket) -> None:
+    """Nothing is left for a collection of garbage, which may be far off."""
+    made: list[weakref.ref[Worker]] = []
+
+    async def come_and_go() -> None:
+        def worker() -> Worker:
+            protocol = Worker("a")
+            made.append(weakref.ref(protocol))
+            return protocol
+
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(worker, sock=listener.dup(), backlog=512)
+        with callers(listener, 3) as sockets:
+            await greetings(sockets)
+            while Worker.transports:
+                Worker.transports.pop().abort()
+        await asyncio.sleep(0.02)
+        server.close()
+
+    gc.disable()
+    try:
+        run(come_and_go)
+        assert [ref() for ref in made] == [None] * 3
+    finally:
+        gc.enable()
 
 
 @pytest.mark.usefixtures("shared")

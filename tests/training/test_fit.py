@@ -28,6 +28,7 @@ from training.examples import Examples
 from training.fit import fit, load_run
 from training.impressions import COLUMN_NAMES, Impressions
 from training.interactions import ClickLog, load_click_log
+from training.shards import Shards
 from training.split import Split
 from training.synthetic import synthesize
 
@@ -143,6 +144,20 @@ def test_a_run_directory_keeps_one_set_of_features(
     del told["log"]["features"]
     (tmp_path / "config.json").write_text(json.dumps(told))
     assert fit(config, log, tmp_path).done
+
+
+def test_the_order_of_rows_does_not_make_another_log(config: RunConfig, log: ClickLog) -> None:
+    """Rows of one user and moment stand in the order of the file, which may be written anew."""
+    rows = log.indexed()[0].train
+    tied = replace(rows, timestamps_ms=np.full_like(rows.timestamps_ms, rows.timestamps_ms[0]))
+    digests = {
+        (shards.digest(), shards.feature_digest())
+        for seed in range(3)
+        for order in (np.random.default_rng(seed).permutation(len(tied)),)
+        for shards in (Shards(config, replace(log, train=tied.take(order), index=None)),)
+    }
+
+    assert len(digests) == 1
 
 
 @pytest.mark.parametrize("name", COLUMN_NAMES)
