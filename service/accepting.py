@@ -63,7 +63,14 @@ class SharingLoop(uvloop.Loop):
 def _of_workers() -> OpenConnections | None:
     # Beside their metrics: the one directory that all workers of a service have, and no other.
     directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    return OpenConnections(Path(directory) / "connections") if directory else None
+    if not directory:
+        return None
+    try:
+        return OpenConnections(Path(directory) / "connections")
+    except OSError as exc:
+        # Worse than with it, better than not to answer at all.
+        _log.warning("connections are not counted, and may all come to one worker: %s", exc)
+        return None
 
 
 class SharingServer:
@@ -189,6 +196,7 @@ def counted(protocol: asyncio.BaseProtocol, open_ones: OpenConnections) -> async
         del protocol.connection_made, protocol.connection_lost
         lost(exc)
 
+    # Of this one alone: the factory is uvicorn's, and what it makes is not told what it is part of.
     protocol.connection_made = connection_made  # type: ignore[method-assign]
     protocol.connection_lost = connection_lost  # type: ignore[method-assign]
     return protocol

@@ -16,6 +16,7 @@ from service.liveness import is_alive
 
 _NUMBERS: Final = 2
 _MOST_WORKERS: Final = 1_024
+_BYTES: Final = _MOST_WORKERS * _NUMBERS * 4
 _NOBODY: Final = 0
 _TAKES_NONE: Final = -1
 
@@ -27,17 +28,19 @@ class OpenConnections:
         path: of the file, made where it is missing.
 
     Raises:
-        OSError: it cannot be opened, or more workers are alive than it has room for.
+        OSError: it cannot be written, or more workers are alive than it has room for.
     """
 
     def __init__(self, path: Path) -> None:
         with path.open("a+b") as file:
-            file.truncate(_MOST_WORKERS * _NUMBERS * 4)
-            numbers = memoryview(mmap(file.fileno(), 0)).cast("i")
-            self._processes, self._counts = numbers[0::_NUMBERS], numbers[1::_NUMBERS]
             # Two that begin at once must not take one place.
             fcntl.flock(file, fcntl.LOCK_EX)
             try:
+                # Zeros that are written: on a full disk that fails, a map of a hole would kill.
+                file.write(bytes(max(0, _BYTES - file.seek(0, os.SEEK_END))))
+                file.flush()
+                numbers = memoryview(mmap(file.fileno(), _BYTES)).cast("i")
+                self._processes, self._counts = numbers[0::_NUMBERS], numbers[1::_NUMBERS]
                 self._place = self._free_place()
                 self._counts[self._place] = 0
                 self._processes[self._place] = os.getpid()
@@ -71,4 +74,5 @@ class OpenConnections:
         for place, process in enumerate(self._processes):
             if process == _NOBODY or not is_alive(process):
                 return place
-        raise OSError(f"{_MOST_WORKERS} workers are alive, which is all there is room for")
+        most = len(self._processes)
+        raise OSError(f"{most} workers are alive, which is all there is room for")

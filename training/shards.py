@@ -103,10 +103,7 @@ class Shards:
         Each process reads its own rows.
         """
         rows = self._log.train.part(self._edges[0], self._edges[-1])
-        own = sum(part.digest() for part in pieces(rows))
-        # In two halves: they are summed as float64.
-        high, low = self._processes.sum(own >> 32, own & 0xFFFFFFFF)
-        return (int(high) << 32) + int(low)
+        return self._summed(sum(part.digest() for part in pieces(rows)))
 
     def feature_digest(self) -> int:
         """Return a number that tells the features of the log's videos from others.
@@ -125,9 +122,7 @@ class Shards:
                 # One width, however the log came: an array in memory is the same log as its file.
                 row = features[item : item + 1].astype("<f2")
                 own += zlib.crc32(row.tobytes()) * int(count)
-        # In two halves, as above.
-        high, low = self._processes.sum(own >> 32, own & 0xFFFFFFFF)
-        return (int(high) << 32) + int(low)
+        return self._summed(own)
 
     def learns(self) -> Iterator[Impressions]:
         """Yield the rows that are learnt from, a shard at a time."""
@@ -137,6 +132,11 @@ class Shards:
     def videos(self) -> IntArray:
         """Return the videos that the first shard's users were shown, ascending, each once."""
         return np.unique(next(self.learns()).item_ids)
+
+    def _summed(self, own: int) -> int:
+        # In two halves: they are summed as float64.
+        high, low = self._processes.sum(own >> 32, own & 0xFFFFFFFF)
+        return (int(high) << 32) + int(low)
 
     def _examples(self, shard: int) -> Examples:
         if self._kept is not None and len(self._learnt) == 1:

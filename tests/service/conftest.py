@@ -196,3 +196,10 @@ def client(store: ModelStore, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """Two workers on one embedded Redis."""
     with serving(store, tmp_path_factory.mktemp("served"), "--workers", "2") as client:
         yield client
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """A socket that listens, for workers to take from."""
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as sock:
+        yield sock

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import gc
 import socket
-import weakref
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, cast
 
 import pytest
 import uvicorn
@@ -21,49 +19,9 @@ from pydantic import SecretStr
 from service import accepting
 from service.__main__ import _serve
 from service.accepting import SharingLoop, SharingServer
-from service.open_connections import OpenConnections
 from service.settings import Settings
 
-_T = TypeVar("_T")
-
-
-class Worker(asyncio.Protocol):
-    """Greets every connection with its name."""
-
-    transports: ClassVar[set[asyncio.WriteTransport]] = set()
-    told_to_end: ClassVar[list[str]] = []
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        stream = cast("asyncio.WriteTransport", transport)
-        stream.write(self._name.encode())
-        self.transports.add(stream)
-
-    def shutdown(self) -> None:
-        """End, as uvicorn's protocols do."""
-        self.told_to_end.append(self._name)
-
-
-def run(work: Callable[[], Awaitable[_T]]) -> _T:
-    """Run on the loop; nothing may go wrong behind the back of what is awaited."""
-    faults: list[dict[str, Any]] = []
-
-    async def with_end() -> _T:
-        asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
-        try:
-            return await asyncio.wait_for(work(), 30)
-        finally:
-            while Worker.transports:
-                Worker.transports.pop().abort()
-            await asyncio.sleep(0)
-
-    Worker.told_to_end.clear()
-    with asyncio.Runner(loop_factory=SharingLoop) as runner:
-        found = runner.run(with_end())
-    assert not faults
-    return found
+from .listening import Worker, callers, greetings, run, serve
 
 
 class Listener(socket.socket):
@@ -82,41 +40,6 @@ class Listener(socket.socket):
         found = super().accept()
         self.accepted += 1
         return found
-
-
-@pytest.fixture
-def listener() -> Iterator[socket.socket]:
-    with socket.create_server(("127.0.0.1", 0), backlog=512) as sock:
-        yield sock
-
-
-async def serve(listener: socket.socket, name: str) -> asyncio.AbstractServer:
-    """Serve on a socket of its own that takes from the same queue, as another process has it."""
-    loop = asyncio.get_running_loop()
-    server: asyncio.AbstractServer = await loop.create_server(
-        lambda: Worker(name), sock=listener.dup(), backlog=512
-    )
-    return server
-
-
-@contextmanager
-def callers(listener: socket.socket, count: int) -> Iterator[list[socket.socket]]:
-    """Connect at once."""
-    address = listener.getsockname()
-    sockets = [socket.create_connection(address, timeout=10) for _ in range(count)]
-    try:
-        yield sockets
-    finally:
-        for sock in sockets:
-            sock.close()
-
-
-async def greetings(sockets: list[socket.socket]) -> str:
-    """Wait until every caller has been greeted; by whom."""
-    loop = asyncio.get_running_loop()
-    for sock in sockets:
-        sock.setblocking(False)
-    return "".join([(await loop.sock_recv(sock, 1)).decode() for sock in sockets])
 
 
 def test_a_worker_leaves_the_next_connection_to_others(
@@ -156,138 +79,6 @@ def test_two_workers_share_callers_who_came_in_one_instant(
 
     assert greeted.total() == count
     assert 3 * min(greeted["a"], greeted["b"]) >= count
-
-
-@contextmanager
-def one_by_one(listener: socket.socket) -> Iterator[Callable[[], Awaitable[str]]]:
-    """Connect when it is called, and wait for the greeting, and until nobody looks away any more."""
-    with ExitStack() as stack:
-
-        async def connect() -> str:
-            found = await greetings(stack.enter_context(callers(listener, 1)))
-            await asyncio.sleep(0.005)
-            return found
-
-        yield connect
-
-
-@pytest.fixture
-def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers see one another's connections."""
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
-
-
-@pytest.mark.usefixtures("shared")
-def test_callers_who_come_one_by_one_are_shared_out(listener: socket.socket) -> None:
-    """Nobody is busy, and one worker could be the first each time."""
-
-    async def share() -> str:
-        servers = [await serve(listener, name) for name in "ab"]
-        with one_by_one(listener) as connect:
-            found = "".join([await connect() for _ in range(16)])
-        for server in servers:
-            server.close()
-        return found
-
-    greeted = run(share)
-
-    assert Counter(greeted) == {"a": 8, "b": 8}
-
-
-@pytest.mark.usefixtures("shared")
-def test_connections_that_ended_are_made_up_for(listener: socket.socket) -> None:
-    """What counts is what is open, not what has come."""
-
-    async def share() -> str:
-        first = await serve(listener, "a")
-        with one_by_one(listener) as connect:
-            for _ in range(4):
-                await connect()
-        await asyncio.sleep(0.005)
-        second = await serve(listener, "b")
-        with one_by_one(listener) as connect:
-            found = "".join([await connect() for _ in range(6)])
-        first.close()
-        second.close()
-        return found
-
-    assert Counter(run(share)) == {"a": 3, "b": 3}
-
-
-@pytest.mark.usefixtures("shared")
-def test_a_worker_with_more_leaves_most_of_a_stream_to_the_other(
-    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also when it has just taken one, and the next is there before it looks again."""
-
-    async def share() -> str:
-        first = await serve(listener, "a")
-        with one_by_one(listener) as connect:
-            for _ in range(16):
-                await connect()
-            monkeypatch.setattr(accepting, "_LOOK_AWAY_SECONDS", 0.05)
-            second = await serve(listener, "b")
-            with ExitStack() as stack:
-                sockets = []
-                for _ in range(12):
-                    sockets += stack.enter_context(callers(listener, 1))
-                    await asyncio.sleep(0.02)
-                found = await greetings(sockets)
-        first.close()
-        second.close()
-        return found
-
-    greeted = Counter(run(share))
-
-    assert greeted.total() == 12
-    assert greeted["b"] >= 7
-
-
-@pytest.mark.usefixtures("shared")
-def test_a_connection_that_ended_is_not_kept(listener: socket.socket) -> None:
-    """Nothing is left for a collection of garbage, which may be far off."""
-    made: list[weakref.ref[Worker]] = []
-
-    async def come_and_go() -> None:
-        def worker() -> Worker:
-            protocol = Worker("a")
-            made.append(weakref.ref(protocol))
-            return protocol
-
-        loop = asyncio.get_running_loop()
-        server = await loop.create_server(worker, sock=listener.dup(), backlog=512)
-        with callers(listener, 3) as sockets:
-            await greetings(sockets)
-            while Worker.transports:
-                Worker.transports.pop().abort()
-        await asyncio.sleep(0.02)
-        server.close()
-
-    gc.disable()
-    try:
-        run(come_and_go)
-        assert [ref() for ref in made] == [None] * 3
-    finally:
-        gc.enable()
-
-
-@pytest.mark.usefixtures("shared")
-def test_what_a_worker_with_fewer_does_not_take_is_taken(
-    listener: socket.socket, tmp_path: Path
-) -> None:
-    """It may be busy, and for long."""
-    OpenConnections(tmp_path / "connections")
-
-    async def take() -> str:
-        server = await serve(listener, "a")
-        with one_by_one(listener) as connect:
-            found = "".join([await connect() for _ in range(5)])
-        with callers(listener, 20) as more:
-            found += await greetings(more)
-        server.close()
-        return found
-
-    assert run(take) == "a" * 25
 
 
 def test_a_worker_alone_takes_all_that_come(listener: socket.socket) -> None:

@@ -51,7 +51,7 @@ def _begin_and_end(path: Path) -> None:
 def test_who_was_killed_is_not_waited_for_and_leaves_room(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(open_connections, "_MOST_WORKERS", 2)
+    monkeypatch.setattr(open_connections, "_BYTES", 2 * 8)
     first = OpenConnections(path)
     first.add(1)
     for _ in range(3):

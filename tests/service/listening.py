@@ -1,0 +1,81 @@
+"""Workers in one process that listen as several do, and callers who say who greeted them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, TypeVar, cast
+
+from service.accepting import SharingLoop
+
+_T = TypeVar("_T")
+
+
+class Worker(asyncio.Protocol):
+    """Greets every connection with its name."""
+
+    transports: ClassVar[set[asyncio.WriteTransport]] = set()
+    told_to_end: ClassVar[list[str]] = []
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        stream = cast("asyncio.WriteTransport", transport)
+        stream.write(self._name.encode())
+        self.transports.add(stream)
+
+    def shutdown(self) -> None:
+        """End, as uvicorn's protocols do."""
+        self.told_to_end.append(self._name)
+
+
+def run(work: Callable[[], Awaitable[_T]]) -> _T:
+    """Run on the loop; nothing may go wrong behind the back of what is awaited."""
+    faults: list[dict[str, Any]] = []
+
+    async def with_end() -> _T:
+        asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
+        try:
+            return await asyncio.wait_for(work(), 30)
+        finally:
+            while Worker.transports:
+                Worker.transports.pop().abort()
+            await asyncio.sleep(0)
+
+    Worker.told_to_end.clear()
+    with asyncio.Runner(loop_factory=SharingLoop) as runner:
+        found = runner.run(with_end())
+    assert not faults
+    return found
+
+
+async def serve(listener: socket.socket, name: str) -> asyncio.AbstractServer:
+    """Serve on a socket of its own that takes from the same queue, as another process has it."""
+    loop = asyncio.get_running_loop()
+    server: asyncio.AbstractServer = await loop.create_server(
+        lambda: Worker(name), sock=listener.dup(), backlog=512
+    )
+    return server
+
+
+@contextmanager
+def callers(listener: socket.socket, count: int) -> Iterator[list[socket.socket]]:
+    """Connect at once."""
+    address = listener.getsockname()
+    sockets = [socket.create_connection(address, timeout=10) for _ in range(count)]
+    try:
+        yield sockets
+    finally:
+        for sock in sockets:
+            sock.close()
+
+
+async def greetings(sockets: list[socket.socket]) -> str:
+    """Wait until every caller has been greeted; by whom."""
+    loop = asyncio.get_running_loop()
+    for sock in sockets:
+        sock.setblocking(False)
+    return "".join([(await loop.sock_recv(sock, 1)).decode() for sock in sockets])
