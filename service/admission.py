@@ -51,7 +51,19 @@ class Admission:
 
     @contextmanager
     def admitted(self, rows: int) -> Iterator[None]:
-        """Let a request's candidates in.
+        """Let a request's candidates in, and out at the end.
+
+        Raises:
+            OverloadedError: there is no room.
+        """
+        weight = self.enter(rows)
+        try:
+            yield
+        finally:
+            self.leave(weight)
+
+    def enter(self, rows: int) -> int:
+        """Let a request's candidates in; return what :meth:`leave` takes out again.
 
         Raises:
             OverloadedError: there is no room.
@@ -65,8 +77,9 @@ class Admission:
             )
         self.rows += weight
         metrics.ROWS_IN_FLIGHT.set(self.rows)
-        try:
-            yield
-        finally:
-            self.rows -= weight
-            metrics.ROWS_IN_FLIGHT.set(self.rows)
+        return weight
+
+    def leave(self, weight: int) -> None:
+        """Take out what :meth:`enter` let in."""
+        self.rows -= weight
+        metrics.ROWS_IN_FLIGHT.set(self.rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Final
 
 import orjson
 from fastapi import APIRouter, Request, Response
@@ -28,7 +29,11 @@ from service.score_body import (
     parse_score,
 )
 from service.scoring import Candidates, FeatureWidthError, HistoryBehindError, Ranking, Wishes
+from service.settings import Settings
 from service.state import StateDownError
+
+BEGUN_AT: Final = "ranking_begun_at"
+"""In the scope of a request whose ranking was begun before: when, by ``time.perf_counter()``."""
 
 router = APIRouter(responses=PROBLEMS)
 
@@ -85,18 +90,35 @@ async def post_score(request: Request, parts: PartsOf) -> Response:
 
 async def score(parts: Parts, raw: bytes, scope: Scope) -> Written:
     """Answer ``POST /score``, in the form that it was asked in."""
-    start = time.perf_counter()
+    # Where it was begun before, and is made from scratch, the caller has waited since then.
+    start: float = scope.get(BEGUN_AT) or time.perf_counter()
     if parts.admission.full:
         raise OverloadedError(TOO_MANY)
     compact = is_compact(scope)
     asked = parse_compact(raw) if compact else parse_score(raw)
     check_limit("candidates", len(asked.video_ids), parts.settings.max_candidates)
-    ranking = await _ranking(parts, asked)
+    ranking = await _ranking(parts, asked, waited=time.perf_counter() - start)
     request_id: str = scope["state"]["request_id"]
     took_ms = (time.perf_counter() - start) * 1e3
+    return write_ranking(ranking, asked, compact=compact, request_id=request_id, took_ms=took_ms)
+
+
+def write_ranking(
+    ranking: Ranking, asked: ScoreRequest, *, compact: bool, request_id: str, took_ms: float
+) -> Written:
+    """Write an answer to ``POST /score``, as MessagePack or JSON."""
     if compact:
         return write_compact(ranking, request_id=request_id, took_ms=took_ms)
     return write_json(ranking, asked.video_ids, request_id=request_id, took_ms=took_ms)
+
+
+def wishes_of(asked: ScoreRequest, settings: Settings, *, waited: float = 0.0) -> Wishes:
+    """Return what a request asks of its ranking; ``waited`` seconds of its time have passed."""
+    # No longer than anyone may wait: a whole number of JSON may be beyond every float.
+    limit_ms = settings.score_timeout_ms
+    timeout_ms = limit_ms if asked.timeout_ms is None else min(asked.timeout_ms, limit_ms)
+    seconds = max(0.0, timeout_ms / 1e3 - waited)
+    return Wishes(asked.top_k, asked.min_history_version, seconds, asked.strict)
 
 
 @router.get("/models", response_model=bodies.ModelsOut)
@@ -147,11 +169,8 @@ async def get_metrics() -> Response:
     return Response(text, media_type=metrics.CONTENT_TYPE)
 
 
-async def _ranking(parts: Parts, asked: ScoreRequest) -> Ranking:
-    # No longer than anyone may wait: a whole number of JSON may be beyond every float.
-    limit_ms = parts.settings.score_timeout_ms
-    seconds = None if asked.timeout_ms is None else min(asked.timeout_ms, limit_ms) / 1e3
-    wishes = Wishes(asked.top_k, asked.min_history_version, seconds, asked.strict)
+async def _ranking(parts: Parts, asked: ScoreRequest, *, waited: float) -> Ranking:
+    wishes = wishes_of(asked, parts.settings, waited=waited)
     try:
         return await parts.scoring.rank(
             asked.user_id, Candidates(asked.video_ids, asked.inline), wishes

@@ -27,14 +27,18 @@ from service.garbage import start_left_alone
 from service.head_queue import Batching, HeadQueue
 from service.live_model import LiveModel
 from service.logs import configure_logs
+from service.luck import Luck
 from service.masking import secrets_of
 from service.parts import Parts
 from service.problems import problem_response
 from service.profiles import Profiles
+from service.quick_path import QuickPath
+from service.quick_scoring import QuickScoring
 from service.refusals import REFUSALS, problem_of
-from service.scoring import Scoring
+from service.scoring import Means, Scoring
 from service.settings import Settings
 from service.state import State, StateDownError
+from service.turns import Turns
 from service.warmth import Warmth
 
 _CANCEL_SECONDS = 0.2
@@ -99,6 +103,7 @@ def create_app(settings: Settings, *, tracer: Tracer | None = None) -> ASGIApp:
         drain=drain,
         tracer=tracer,
         refuses=refuses,
+        quick=QuickPath(app),
     )
 
 
@@ -178,14 +183,17 @@ def _wired(
         inline=settings.inline_microseconds > 0,
     )
     admission = Admission(settings.max_candidates_in_flight)
-    scoring = Scoring(
-        live,
+    head = HeadQueue(executor, _batching(settings, live.device))
+    # A device wants all there are, to merge them.
+    at_once = settings.threads + _AT_ONCE if live.device.kind == "cpu" else _UNLIMITED
+    means = Means(
+        live=live,
         profiles=profiles,
-        head=HeadQueue(executor, _batching(settings, live.device)),
+        head=head,
         admission=admission,
         timeout_seconds=settings.score_timeout_ms / 1e3,
-        # A device wants all there are, to merge them.
-        at_once=settings.threads + _AT_ONCE if live.device.kind == "cpu" else _UNLIMITED,
+        turns=Turns(at_once),
+        luck=Luck(),
     )
     background = Background(
         profiles,
@@ -204,7 +212,8 @@ def _wired(
         profiles=profiles,
         background=background,
         admission=admission,
-        scoring=scoring,
+        scoring=Scoring(means),
+        quick_scoring=QuickScoring(means),
         events=Events(state, profiles.last, background, future_tolerance_seconds=tolerance),
     )
 

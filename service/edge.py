@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Protocol
 
 from starlette.requests import Request
@@ -13,7 +14,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import metrics
 from service.access_log import AccessLog
 from service.admission import OverloadedError
+from service.answers import Written
 from service.draining import Drain
+from service.http_protocol import Reply
 from service.problems import ProblemError, RepeatedProblem, problem_response
 from service.refusals import TOO_MANY, problem_of
 from service.request_context import (
@@ -26,6 +29,9 @@ from service.request_context import (
 
 Headers = list[tuple[bytes, bytes]]
 _UNMATCHED: Final = "unmatched"
+_REQUEST: Final = "request_context"
+_SHORT: Final = 1 << 16
+"""Bytes of a body that is waited for before anything is done: uvicorn stops reading beyond."""
 
 _log = logging.getLogger(__name__)
 
@@ -45,6 +51,18 @@ class Tracer(Protocol):
         """Send what is left."""
 
 
+class Quick(Protocol):
+    """Answers requests without a task."""
+
+    def takes(self, scope: Scope) -> bool:
+        """Whether a request, of which the head is known, may be one."""
+
+    def begin(
+        self, scope: Scope, raw: bytes, done: Callable[[tuple[int, Written] | None], None]
+    ) -> bool:
+        """Begin to answer one that is whole; nothing to ``done`` has the app serve it after all."""
+
+
 class BrokenOffError(Exception):
     """A body turned out longer than the limit, or its caller went away: nothing of it is taken."""
 
@@ -59,6 +77,7 @@ class Edge:
         drain: says when connections should end.
         tracer: makes spans, where traces are wanted.
         refuses: whether a request, of which no more than its head is known, is one too many.
+        quick: answers some requests without a task.
     """
 
     def __init__(
@@ -70,6 +89,7 @@ class Edge:
         drain: Drain,
         tracer: Tracer | None = None,
         refuses: Callable[[Scope], bool] = lambda _: False,
+        quick: Quick | None = None,
     ) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
@@ -78,6 +98,7 @@ class Edge:
         self._tracer = tracer
         self.refuses = refuses
         """Whether a request, of which no more than its method and path is looked at, is too many."""
+        self._quick = quick
         self._too_many = RepeatedProblem(problem_of(OverloadedError(TOO_MANY)))
 
     def refusal(self, scope: Scope) -> tuple[int, Headers, bytes] | None:
@@ -98,15 +119,75 @@ class Edge:
         self._close(scope, request, too_many.status)
         return too_many.status, headers, body
 
+    def begins_whole(self, scope: Scope) -> bool:
+        """Whether to call :meth:`begin` with a request once it is whole, instead of serving it now."""
+        quick = self._quick
+        if quick is None or self._drain.begun or not quick.takes(scope):
+            return False
+        for name, value in scope["headers"]:
+            if name == b"content-length":
+                return int(value.lstrip(b"0")[:16] or b"0") <= min(_SHORT, self._max_body_bytes)
+        # Of unknown length: its body is taken as it comes.
+        return False
+
+    def begin(self, scope: Scope, body: bytes, reply: Reply) -> bool:
+        """Begin to answer a request that is whole.
+
+        Returns:
+            Whether ``reply`` will be used; if not, the request is to be served.
+        """
+        if self._quick is None:
+            return False
+        request, _ = self._begun(scope)
+        done = partial(self._answered, scope, request, reply)
+        token = CURRENT.set(request)
+        try:
+            return self._quick.begin(scope, body, done)
+        except Exception:  # noqa: BLE001  it is served, and whatever is wrong shows again
+            _log.exception("request %s could not be begun at once", request.request_id)
+            return False
+        finally:
+            CURRENT.reset(token)
+
+    def _begun(self, scope: Scope) -> tuple[RequestContext, bytes]:
+        """Return a request's context, new or as it was begun before, and the length of its body."""
+        state = scope.setdefault("state", {})
+        request, length = _opened(scope, state.get(_REQUEST))
+        if _REQUEST not in state:
+            state[_REQUEST], state["request_id"] = request, request.request_id
+            if self._tracer is not None:
+                self._tracer.begin(request)
+        return request, length
+
+    def _answered(
+        self,
+        scope: Scope,
+        request: RequestContext,
+        reply: Reply,
+        answer: tuple[int, Written] | None,
+    ) -> None:
+        if answer is None:
+            reply.serve()
+            return
+        status, written = answer
+        headers = [
+            (b"content-type", written.media_type.encode()),
+            (b"content-length", b"%d" % len(written.body)),
+            *_headers(request),
+        ]
+        closing = self._drain.begun
+        if closing:
+            headers.append((b"connection", b"close"))
+        scope["route_path"] = scope["path"]
+        self._close(scope, request, status)
+        reply.send(status, headers, written.body, close=closing)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request, length = _opened(scope)
-        if self._tracer is not None:
-            self._tracer.begin(request)
-        scope.setdefault("state", {})["request_id"] = request.request_id
+        request, length = self._begun(scope)
         token = CURRENT.set(request)
         answer = _Answer(send, request, self._drain)
         try:
@@ -190,8 +271,8 @@ def _headers(request: RequestContext) -> Headers:
     ]
 
 
-def _opened(scope: Scope) -> tuple[RequestContext, bytes]:
-    """Make the context of a request, and find how long its body says it is."""
+def _opened(scope: Scope, request: RequestContext | None = None) -> tuple[RequestContext, bytes]:
+    """Make the context of a request without one, and find how long its body says it is."""
     request_id = traceparent = None
     tracestate, length, parents = b"", b"0", 0
     for name, value in scope["headers"]:
@@ -205,6 +286,8 @@ def _opened(scope: Scope) -> tuple[RequestContext, bytes]:
             parents += 1
         elif name == b"tracestate":
             tracestate += b"," + value if tracestate else value
+    if request is not None:
+        return request, length
     # Two of them are none, says the standard.
     parent = parent_from(traceparent, tracestate) if parents == 1 else None
     return RequestContext(request_id_from(request_id), parent), length

@@ -85,25 +85,33 @@ class HeadQueue:
         Raises:
             DeadlineError: it passed.
         """
-        asked = time.perf_counter()
-        if _weight(job) * self._seconds_per_row <= self._batching.inline_seconds:
+        if self._is_small(_weight(job)):
             if deadline <= time.monotonic():
                 raise DeadlineError(_LATE)
-            scored = self._measured(job)
-        else:
-            waiting = _Waiting(job, deadline, asyncio.get_running_loop().create_future())
-            self._waiting.append(waiting)
-            self._start()
-            scored = await waiting.future
+            return self.score_at_once(job)
+        asked = time.perf_counter()
+        waiting = _Waiting(job, deadline, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        self._start()
+        scored = await waiting.future
         note_laps(asked, scored.laps)
         return scored
 
-    def _measured(self, job: Job) -> Scored:
-        begin = time.thread_time()
+    def runs_at_once(self, count: int) -> bool:
+        """Whether a job of so many known candidates runs where it is, rather than in a thread."""
+        return self._is_small(count)
+
+    def score_at_once(self, job: Job) -> Scored:
+        """Score a job here and now."""
+        asked, begin = time.perf_counter(), time.thread_time()
         scored = score(job)
         self._learn(_weight(job), time.thread_time() - begin)
         metrics.JOBS_PER_RUN.observe(1)
+        note_laps(asked, scored.laps)
         return scored
+
+    def _is_small(self, weight: float) -> bool:
+        return weight * self._seconds_per_row <= self._batching.inline_seconds
 
     def _learn(self, weight: float, seconds: float) -> None:
         self._seconds_per_row += _SMOOTHING * (seconds / max(weight, 1.0) - self._seconds_per_row)

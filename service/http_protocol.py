@@ -3,7 +3,8 @@
 uvicorn writes the head and then the body, which are two calls of the system and wake the caller
 twice; the first time for nothing. And it makes a task and a dozen calls for every request, which
 under overload is most of what a refused one costs: one that came whole and in the plainest form
-is refused before it is parsed, any other by its head.
+is refused before it is parsed, any other by its head. For the same reason an app may answer a
+request without a task.
 """
 
 from __future__ import annotations
@@ -74,12 +75,33 @@ class JoinedTransport:
         self._transport.close()
 
 
+class Reply:
+    """Where the answer goes to a request that is answered without a task; to be used once."""
+
+    __slots__ = ("_cycle", "_protocol")
+
+    def __init__(self, protocol: JoinedHttp, cycle: RequestResponseCycle) -> None:
+        self._protocol = protocol
+        self._cycle = cycle
+
+    def send(self, status: int, headers: Headers, body: bytes, *, close: bool = False) -> None:
+        """Send the whole answer; where the caller went away there is nobody to send it to."""
+        if close:
+            self._cycle.keep_alive = False
+        self._protocol.answer(self._cycle, status, headers, body)
+
+    def serve(self) -> None:
+        """Have the app serve the request after all."""
+        self._protocol.serve(self._cycle)
+
+
 class JoinedHttp(HttpToolsProtocol):
     """uvicorn's protocol on such a transport.
 
-    An app may have two methods: ``refuses(scope)``, whether it refuses a POST by its path, and
-    ``refusal(scope)``, the whole answer to a request that it refuses by its head,
-    or nothing.
+    An app may have four methods: ``refuses(scope)``, whether it refuses a POST by its path, and
+    ``refusal(scope)``, the whole answer to a request that it refuses by its head, or nothing;
+    ``begins_whole(scope)``, whether it wants a request, by its head, once it is whole, and
+    ``begin(scope, body, reply)``, with that request: whether it will use the reply, or is to serve it.
     """
 
     transport: JoinedTransport  # type: ignore[assignment]
@@ -89,10 +111,19 @@ class JoinedHttp(HttpToolsProtocol):
         # A message that has begun is gone on with, though it look like another one.
         self._between_messages = True
         self._refused_at = 0.0
+        # One that is begun once it is whole, until it is.
+        self._growing: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin a connection."""
         super().connection_made(cast("asyncio.Transport", JoinedTransport(transport)))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End a connection; the app hears of a request that never became whole."""
+        super().connection_lost(exc)
+        growing, self._growing = self._growing, None
+        if growing is not None:
+            self.serve(growing)
 
     def data_received(self, data: bytes) -> None:
         """Refuse a request that is whole, or parse what came."""
@@ -108,6 +139,11 @@ class JoinedHttp(HttpToolsProtocol):
         """End a request; where it was refused before it ended, its connection idles from here."""
         self._between_messages = True
         super().on_message_complete()
+        whole, self._growing = self._growing, None
+        if whole is not None:
+            if not self.app.begin(whole.scope, bytes(whole.body), Reply(self, whole)):
+                self.serve(whole)
+            return
         # Without a cycle the connection becomes another protocol's.
         if self.cycle is not None and self.cycle.response_complete:
             self._idle()
@@ -141,7 +177,7 @@ class JoinedHttp(HttpToolsProtocol):
         if refusal is None:
             return False
         self.server_state.total_requests += 1
-        self._write_refusal(*refusal)
+        self._write_whole(*refusal)
         # Timers are dear: one that runs finds out for itself that it runs too early.
         self._refused_at = self.loop.time()
         self._idle()
@@ -151,25 +187,48 @@ class JoinedHttp(HttpToolsProtocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        """Refuse a request at once, or have it served."""
+        """Refuse a request at once, or wait until it is whole, or have it served."""
         # One that waited behind others, or awaits leave to go on, takes the longer way; so does one
         # of a caller that does not read its answers.
         usual = cycle is self.cycle and cycle.keep_alive and not cycle.waiting_for_100_continue
-        refuse = getattr(app, "refusal", None) if usual and not self.flow.write_paused else None
-        refusal = refuse(cycle.scope) if refuse is not None else None
-        if refusal is None:
+        if not usual or self.flow.write_paused:
             super()._start_asgi_task(cycle, app)
             return
+        refuse = getattr(app, "refusal", None)
+        refusal = refuse(cycle.scope) if refuse is not None else None
+        if refusal is not None:
+            self.answer(cycle, *refusal)
+        elif cycle.more_body and getattr(app, "begins_whole", _never)(cycle.scope):
+            self._growing = cycle
+        else:
+            super()._start_asgi_task(cycle, app)
+
+    def serve(self, cycle: RequestResponseCycle) -> None:
+        """Have the app serve a request."""
+        super()._start_asgi_task(cycle, self.app)
+
+    def answer(
+        self, cycle: RequestResponseCycle, status: int, headers: Headers, body: bytes
+    ) -> None:
+        """Send the whole answer to a request that no task serves."""
+        if cycle.disconnected:
+            return
         cycle.response_started = cycle.response_complete = True
-        self._write_refusal(*refusal)
+        self._write_whole(status, headers, body)
+        if not cycle.keep_alive:
+            self.transport.close()
         cycle.on_response()
 
-    def _write_refusal(
+    def _write_whole(
         self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes
     ) -> None:
         given = (*self.server_state.default_headers, *headers)
         lines = [b"%s: %s\r\n" % header for header in given]
         self.transport.write_whole(b"".join([STATUS_LINE[status], *lines, b"\r\n", body]))
+
+
+def _never(_: object) -> bool:
+    return False
 
 
 def plain_headers(data: bytes, start: int) -> Headers | None:

@@ -159,10 +159,14 @@ class stage:  # noqa: N801  reads as the function that it replaces
         self._start = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
-        end = time.perf_counter()
-        _of_stage(self._name).observe(end - self._start)
-        if self._lap is not None:
-            note_lap(self._lap, self._start, end)
+        note_stage(self._name, self._start, time.perf_counter(), self._lap)
+
+
+def note_stage(name: str, start: float, end: float, lap: str | None = None) -> None:
+    """Note a stage that :class:`stage` could not measure; times by ``time.perf_counter()``."""
+    _of_stage(name).observe(end - start)
+    if lap is not None:
+        note_lap(lap, start, end)
 
 
 @cache

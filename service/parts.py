@@ -14,6 +14,7 @@ from service.draining import Drain
 from service.events import Events
 from service.live_model import LiveModel
 from service.profiles import Profiles
+from service.quick_scoring import QuickScoring
 from service.scoring import Scoring
 from service.settings import Settings
 from service.state import State
@@ -32,6 +33,7 @@ class Parts:
     background: Background
     admission: Admission
     scoring: Scoring
+    quick_scoring: QuickScoring
     events: Events
 
 

@@ -16,7 +16,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 from uuid import uuid4
@@ -27,6 +27,7 @@ from model_store import FloatArray, OpenVersion
 from service import metrics
 from service.changes import Changes, fingerprint
 from service.last_profiles import LastProfiles, Profile
+from service.looking import Looking
 from service.packed_profile import Origin, pack_profile, read_array, read_origin
 from service.profile_run import run_profiles
 from service.rows import RowCache, RowCaches, resolve
@@ -89,6 +90,8 @@ class Profiles:
         self._storing: set[asyncio.Task[list[NewProfile]]] = set()
         self.last = LastProfiles(last_profiles)
         """What this process saw last."""
+        self.asks_at_once = state.asks_at_once
+        """Whether :meth:`look` usually sends its question before it returns."""
         self._lease = uuid4().hex
         changes.on_videos(self._caches.drop)
         changes.on_appeared(self._caches.drop_held)
@@ -113,13 +116,24 @@ class Profiles:
             StateDownError: Redis does not answer.
         """
         missing = self.last.missing(opened, user_id)
-        if not missing:
-            return await self._state.view(user_id, video_ids)
-        view = await self._state.view(user_id, [*video_ids, *missing])
-        count = len(video_ids)
-        found = zip(missing, view.videos[count:], strict=True)
-        registered = {video_id: video is not None for video_id, video in found}
-        return replace(view, videos=view.videos[:count], registered=registered)
+        return await self.seen(self._looking(user_id, video_ids, missing))
+
+    def look(self, user_id: str, guess: Profile) -> Looking:
+        """Ask whether a profile still holds; the question is on its way when this returns."""
+        return self._looking(user_id, (), () if guess.origin is None else guess.origin.missing)
+
+    async def seen(self, looking: Looking) -> View:
+        """Return what came of a look.
+
+        Raises:
+            StateDownError: Redis does not answer.
+        """
+        return looking.told_apart(await self._state.seen(looking.look))
+
+    def seen_now(self, looking: Looking) -> View | None:
+        """Return what came of a look if it is here; nothing where it is not, or an error came."""
+        view = self._state.seen_now(looking.look)
+        return None if view is None else looking.told_apart(view)
 
     async def profile(self, opened: OpenVersion, user_id: str, view: View) -> Profile:
         """Return a user's profile, never older than ``view``, which :meth:`view` gave.
@@ -131,9 +145,7 @@ class Profiles:
             _EMPTY.inc()
             return Profile(await self.empty(opened), view.position)
         profile = self.last.last(opened, user_id)
-        # Decoded before, and still what the present history makes.
-        if profile is not None and self._still_answers(profile, opened, view):
-            _HIT.inc()
+        if profile is not None and self.holds(opened, profile, view):
             return profile
         profile = await self._stored(opened, view)
         if profile is not None:
@@ -142,6 +154,18 @@ class Profiles:
             profile = await self._joined(opened, user_id, view)
         self.last.keep(user_id, profile)
         return profile
+
+    def holds(self, opened: OpenVersion, profile: Profile, view: View) -> bool:
+        """Whether a profile that was decoded before is still what the present history makes."""
+        origin = profile.origin
+        if origin is None or profile.position != view.position:
+            return False
+        if any(view.registered.get(video_id, True) for video_id in origin.missing):
+            return False
+        if not self._answers(origin, opened, view.meta):
+            return False
+        _HIT.inc()
+        return True
 
     async def empty(self, opened: OpenVersion) -> FloatArray:
         """Return the profile [1, P] of a user without clicks."""
@@ -202,6 +226,10 @@ class Profiles:
             # Their done callbacks run in the next turn of the loop.
             await asyncio.sleep(0)
 
+    def _looking(self, user_id: str, video_ids: Sequence[str], missing: Sequence[str]) -> Looking:
+        asked = [*video_ids, *missing] if missing else video_ids
+        return Looking(self._state.look(user_id, asked), missing)
+
     async def _stored(self, opened: OpenVersion, view: View) -> Profile | None:
         origin = read_origin(view.profile)
         if origin is None or view.profile is None:
@@ -212,14 +240,6 @@ class Profiles:
             return None
         array = read_array(view.profile, opened)
         return None if array is None else Profile(array, view.position, origin)
-
-    def _still_answers(self, profile: Profile, opened: OpenVersion, view: View) -> bool:
-        origin = profile.origin
-        if origin is None or profile.position != view.position:
-            return False
-        if any(view.registered.get(video_id, True) for video_id in origin.missing):
-            return False
-        return self._answers(origin, opened, view.meta)
 
     async def _any_registered(self, video_ids: Sequence[str], told: Mapping[str, bool]) -> bool:
         asked = [video_id for video_id in video_ids if video_id not in told]

@@ -105,6 +105,12 @@ class ScoreRequest:
     strict: bool = False
 
 
+def parse_common(raw: bytes, *, compact: bool) -> ScoreRequest | None:
+    """Read a body in the common form, JSON or MessagePack; ``None`` for any other, good or bad."""
+    common = read_packed(raw) if compact else read_json(raw)
+    return None if common is None else _request(*common)
+
+
 def parse_score(raw: bytes) -> ScoreRequest:
     """Read and judge a body.
 
@@ -112,9 +118,9 @@ def parse_score(raw: bytes) -> ScoreRequest:
         ProblemError: 400 not JSON, 422 a candidate is inconsistent.
         RequestValidationError: JSON, but not of the form.
     """
-    common = read_json(raw)
+    common = parse_common(raw, compact=False)
     if common is not None:
-        return _request(*common)
+        return common
     try:
         given = _SCORE.validate_json(raw)
     except ValidationError as exc:
@@ -153,9 +159,9 @@ def parse_compact(raw: bytes) -> ScoreRequest:
         ProblemError: 400 not MessagePack, 422 an id is too long.
         RequestValidationError: MessagePack, but not of the form.
     """
-    common = read_packed(raw)
+    common = parse_common(raw, compact=True)
     if common is not None:
-        return _request(*common)
+        return common
     try:
         unpacked = msgpack.unpackb(raw, max_ext_len=0)
     except (ValueError, msgpack.UnpackException) as exc:

@@ -24,6 +24,7 @@ from service.request_context import timed
 from service.rows import Resolved, RowCache, SlotArray, count_hits, resolve
 from service.state import Position, StateDownError, Video
 from service.steps import STEPS, Places, Scores
+from service.turns import Turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,35 +125,34 @@ class FeatureWidthError(Exception):
         self.index = index
 
 
-class Scoring:
-    """Ranks candidates.
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What rankings are made with, whichever way.
 
-    Args:
+    Attributes:
         live: the version that answers.
         profiles: users as the model sees them.
         head: scores candidates.
         admission: who may wait for it.
         timeout_seconds: for how long, unless the caller says less.
-        at_once: rankings begun at a time; others that were admitted wait for their turn.
+        turns: rankings begun at a time; others that were admitted wait for theirs.
+        luck: whether guesses pay.
     """
 
-    def __init__(
-        self,
-        live: LiveModel,
-        *,
-        profiles: Profiles,
-        head: HeadQueue,
-        admission: Admission,
-        timeout_seconds: float,
-        at_once: int,
-    ) -> None:
-        self._live = live
-        self._profiles = profiles
-        self._head = head
-        self._admission = admission
-        self._timeout_seconds = timeout_seconds
-        self._turns = asyncio.Semaphore(at_once)
-        self._luck = Luck()
+    live: LiveModel
+    profiles: Profiles
+    head: HeadQueue
+    admission: Admission
+    timeout_seconds: float
+    turns: Turns
+    luck: Luck
+
+
+class Scoring:
+    """Ranks candidates."""
+
+    def __init__(self, means: Means) -> None:
+        self._means = means
 
     async def rank(
         self, user_id: str, candidates: Candidates, wishes: Wishes = _NO_WISHES
@@ -170,22 +170,18 @@ class Scoring:
             StateDownError: Redis does not answer, and only a true answer is wanted, or one that is
                 newer than what is remembered.
         """
-        opened = self._live.current()
+        opened = self._means.live.current()
         _check_widths(candidates, opened.manifest.layout.feature_dim)
-        seconds = min(wishes.timeout_seconds or self._timeout_seconds, self._timeout_seconds)
-        with self._admission.admitted(len(candidates)):
+        seconds = seconds_of(wishes, self._means.timeout_seconds)
+        with self._means.admission.admitted(len(candidates)):
             metrics.CANDIDATES.inc(len(candidates))
             deadline = time.monotonic() + seconds
             try:
-                # In turns: were all begun together, each would find its data gone from the caches,
-                # and nothing new would be read, let alone refused, before all of them are done.
-                async with asyncio.timeout(seconds), self._turns:
+                async with asyncio.timeout(seconds), self._means.turns:
                     return await self._rank(opened, user_id, candidates, wishes, deadline)
             except (TimeoutError, DeadlineError):
                 metrics.EXPIRED.inc()
-                raise DeadlineError(
-                    f"the answer was not ready within {seconds * 1e3:.0f} ms"
-                ) from None
+                raise late(seconds) from None
 
     async def _rank(
         self,
@@ -195,7 +191,7 @@ class Scoring:
         wishes: Wishes,
         deadline: float,
     ) -> Ranking:
-        cache = self._profiles.rows(opened)
+        cache = self._means.profiles.rows(opened)
         degraded: Degraded | None = None
         with cache.pinned():
             try:
@@ -208,29 +204,7 @@ class Scoring:
                 work, degraded = await self._without_state(
                     opened, user_id, candidates, deadline, str(exc)
                 )
-        position = work.profile.position
-        if position.version < wishes.min_history_version:
-            if degraded is not None:
-                raise StateDownError(f"what is remembered is too old: {degraded.reason}")
-            raise HistoryBehindError(position.version, wanted=wishes.min_history_version)
-        if degraded is None:
-            metrics.show_score(work.scored.probabilities)
-        else:
-            metrics.DEGRADED.labels(degraded.level).inc()
-        places, ordered, unranked = STEPS.order(work.scored.probabilities, wishes.top_k)
-        # With Redis gone nobody knows whether a video is registered.
-        unknown = "unknown_video" if degraded is None else "state_down"
-        return Ranking(
-            model_name=opened.manifest.model_name,
-            model_version=opened.manifest.version,
-            history=position,
-            places=places,
-            scores=ordered,
-            unranked=[
-                (p, unknown if work.slots[p] == -1 else "score_not_finite") for p in unranked
-            ],
-            degraded=degraded,
-        )
+        return arranged(opened, work, wishes, degraded)
 
     async def _guessed(
         self,
@@ -239,43 +213,48 @@ class Scoring:
         candidates: Candidates,
         cache: RowCache,
         deadline: float,
-    ) -> _Work | None:
+    ) -> Work | None:
         """Score with the profile in memory while Redis is asked whether it still holds.
 
         Returns:
             None where there is no good guess, or where it was wrong.
         """
-        guess = self._profiles.last.guess(opened, user_id) if self._luck.worth_trying() else None
+        guess = (
+            self._means.profiles.last.guess(opened, user_id)
+            if self._means.luck.worth_trying()
+            else None
+        )
         if guess is None or candidates.inline:
             return None
         slots = cache.look_all_up(candidates.video_ids)
         if slots is None:
             return None
-        reading = asyncio.create_task(self._profiles.view(opened, user_id, ()))
+        looking = self._means.profiles.look(user_id, guess)
+        question = looking.look.question
+        # With the circuit open nobody is asked, and the run would be for nothing.
+        if question.begun is None:
+            return None
         try:
-            # The question is on its way before the head runs: it is sent in the loop's next turn.
-            await asyncio.sleep(0)
-            # With the circuit open nobody is asked, and the run would be for nothing.
-            if reading.done():
-                reading.result()
+            if not question.is_sent:
+                await asyncio.sleep(0)
             with metrics.stage("model"):
                 job = Job(opened, guess.array, cache.table, slots, (), complete=True)
-                scored = await self._head.score(job, deadline)
+                scored = await self._means.head.score(job, deadline)
             # Only what is waited for beyond the run.
             with metrics.stage("state", "redis"):
-                view = await reading
+                view = await self._means.profiles.seen(looking)
         finally:
-            reading.cancel()
+            question.drop()
         with metrics.stage("user", "profile"):
-            profile = await self._profiles.profile(opened, user_id, view)
+            profile = await self._means.profiles.profile(opened, user_id, view)
         right = profile.array is guess.array
-        self._luck.note(right=right)
+        self._means.luck.note(right=right)
         if not right:
             job = Job(opened, profile.array, cache.table, slots, (), complete=True)
             with metrics.stage("model"):
-                scored = await self._head.score(job, deadline)
+                scored = await self._means.head.score(job, deadline)
         count_hits(len(slots))
-        return _Work(profile, slots, scored)
+        return Work(profile, slots, scored)
 
     async def _asked(
         self,
@@ -284,17 +263,17 @@ class Scoring:
         candidates: Candidates,
         cache: RowCache,
         deadline: float,
-    ) -> _Work:
+    ) -> Work:
         """Ask Redis for the user and for videos that are not in memory, then score."""
         inline = candidates.inline
         stored: Sequence[str] = candidates.video_ids
         if inline:
             stored = [v for place, v in enumerate(stored) if place not in inline]
-        read = partial(timed, "redis", partial(self._profiles.view, opened, user_id))
+        read = partial(timed, "redis", partial(self._means.profiles.view, opened, user_id))
         with metrics.stage("state"):
             resolved = await resolve(cache, stored, read)
         with metrics.stage("user", "profile"):
-            profile = await self._profiles.profile(opened, user_id, resolved.read)
+            profile = await self._means.profiles.profile(opened, user_id, resolved.read)
         return await self._scored(opened, profile, candidates, resolved, cache, deadline)
 
     async def _scored(
@@ -305,17 +284,17 @@ class Scoring:
         resolved: Resolved[Any],
         cache: RowCache,
         deadline: float,
-    ) -> _Work:
+    ) -> Work:
         inline = candidates.inline
         slots = _with_inline(resolved, inline, len(candidates)) if inline else resolved.slots
         new = [*resolved.fresh.values(), *inline.values()]
         with metrics.stage("model"):
             job = Job(opened, profile.array, cache.table, slots, new)
-            scored = await self._head.score(job, deadline)
+            scored = await self._means.head.score(job, deadline)
         if resolved.fresh:
             encoded = dict(zip(resolved.fresh, scored.rows, strict=False))
             cache.put(encoded, generation=resolved.generation)
-        return _Work(profile, slots, scored)
+        return Work(profile, slots, scored)
 
     async def _without_state(
         self,
@@ -324,12 +303,12 @@ class Scoring:
         candidates: Candidates,
         deadline: float,
         reason: str,
-    ) -> tuple[_Work, Degraded]:
-        profile, level = self._profiles.last.last(opened, user_id), "last_profile"
+    ) -> tuple[Work, Degraded]:
+        profile, level = self._means.profiles.last.last(opened, user_id), "last_profile"
         if profile is None:
             level = "no_history"
-            profile = Profile(await self._profiles.empty(opened), Position(0, 0))
-        cache, inline = self._profiles.rows(opened), candidates.inline
+            profile = Profile(await self._means.profiles.empty(opened), Position(0, 0))
+        cache, inline = self._means.profiles.rows(opened), candidates.inline
         stored = [v for place, v in enumerate(candidates.video_ids) if place not in inline]
         resolved = await resolve(cache, stored, _no_videos)
         work = await self._scored(opened, profile, candidates, resolved, cache, deadline)
@@ -337,12 +316,54 @@ class Scoring:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Work:
+class Work:
     """Candidates scored: the profile they were scored for, their slots, their scores."""
 
     profile: Profile
     slots: SlotArray
     scored: Scored
+
+
+def arranged(
+    opened: OpenVersion, work: Work, wishes: Wishes, degraded: Degraded | None = None
+) -> Ranking:
+    """Put what was scored in order, if the history that it follows from is new enough.
+
+    Raises:
+        HistoryBehindError: it is older than is asked for.
+        StateDownError: so is what is remembered, and Redis does not answer.
+    """
+    position = work.profile.position
+    if position.version < wishes.min_history_version:
+        if degraded is not None:
+            raise StateDownError(f"what is remembered is too old: {degraded.reason}")
+        raise HistoryBehindError(position.version, wanted=wishes.min_history_version)
+    if degraded is None:
+        metrics.show_score(work.scored.probabilities)
+    else:
+        metrics.DEGRADED.labels(degraded.level).inc()
+    places, ordered, unranked = STEPS.order(work.scored.probabilities, wishes.top_k)
+    # With Redis gone nobody knows whether a video is registered.
+    unknown = "unknown_video" if degraded is None else "state_down"
+    return Ranking(
+        model_name=opened.manifest.model_name,
+        model_version=opened.manifest.version,
+        history=position,
+        places=places,
+        scores=ordered,
+        unranked=[(p, unknown if work.slots[p] == -1 else "score_not_finite") for p in unranked],
+        degraded=degraded,
+    )
+
+
+def seconds_of(wishes: Wishes, most: float) -> float:
+    """Return how long the caller waits, at most so long."""
+    return most if wishes.timeout_seconds is None else min(wishes.timeout_seconds, most)
+
+
+def late(seconds: float) -> DeadlineError:
+    """Return the error of an answer that was not ready in time."""
+    return DeadlineError(f"the answer was not ready within {seconds * 1e3:.0f} ms")
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,10 @@ it is packed, ``door`` sends it, ``store`` knows what to ask.
 """
 
 from service.lifetimes import Lifetimes
+from service.state.circuit import StateDownError
 from service.state.clients import AddressError, check_address
 from service.state.codec import FEATURE_LIMIT, Meta, Position, Video, mark, pack_video
-from service.state.door import StateDownError, StateFullError
+from service.state.door import StateFullError
 from service.state.facts import (
     Appended,
     Changes,
@@ -17,7 +18,7 @@ from service.state.facts import (
     NewProfile,
     View,
 )
-from service.state.store import CHANGED, EVENT_IDS, HISTORY_LENGTH, NEW, UNCHANGED, State
+from service.state.store import CHANGED, EVENT_IDS, HISTORY_LENGTH, NEW, UNCHANGED, Look, State
 
 __all__ = [
     "CHANGED",
@@ -32,6 +33,7 @@ __all__ = [
     "Deleted",
     "History",
     "Lifetimes",
+    "Look",
     "Meta",
     "NewClick",
     "NewProfile",

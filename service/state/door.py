@@ -1,4 +1,4 @@
-"""The one door to Redis: timeouts, retries with jitter, and a circuit that opens."""
+"""The one door to Redis: timeouts, and retries with jitter."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import random
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ from redis.exceptions import (
 )
 
 from service import metrics
+from service.state.circuit import Circuit, StateDownError
 from service.state.clients import Limits, close_client, make_client
 from service.state.lane import Lane
 
@@ -40,9 +41,6 @@ Call = tuple[Any, ...]
 _ATTEMPTS: Final = 3
 _BACKOFF_SECONDS: Final = 0.02
 _CONNECTIONS: Final = 64
-_FAILURES: Final = 5
-_OPEN_SECONDS: Final = 0.25
-_OPEN_SECONDS_MOST: Final = 2.0
 _FORGET_SECONDS: Final = 0.25
 # What another attempt, perhaps at another server, may well find mended.
 _PASSING: Final = (
@@ -59,12 +57,38 @@ _PASSING: Final = (
 _LASTING: Final = (AuthenticationError, AuthorizationError, MaxConnectionsError)
 
 
-class StateDownError(Exception):
-    """Redis cannot be reached, is too slow, or refuses to work."""
-
-
 class StateFullError(StateDownError):
     """Redis has no memory left: it answers, but takes nothing new."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Commands that are on their way already, if anything can be sent.
+
+    Attributes:
+        calls: the commands.
+        begun: what their answers will come with; nothing while the circuit is open.
+    """
+
+    calls: Sequence[Call]
+    begun: asyncio.Future[list[Any]] | None
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether the commands have left; not where a task sends them in the loop's next turn."""
+        return self.begun is not None and not isinstance(self.begun, asyncio.Task)
+
+    def when_answered(self, call: Callable[[object], None]) -> None:
+        """Have something called in the turn after the answers to what is sent came, or failed to."""
+        if self.begun is None:
+            raise AssertionError("nothing is sent")
+        self.begun.add_done_callback(call)
+
+    def drop(self) -> None:
+        """Say that nobody waits for the answers any more."""
+        if self.begun is not None and not self.begun.cancel() and not self.begun.cancelled():
+            # Looked at, lest the loop report an error that nobody saw.
+            self.begun.exception()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,71 +108,6 @@ class Script:
     def call(self, keys: Sequence[str], *arguments: Any) -> Call:
         """Return the command that runs it."""
         return ("EVALSHA", self.sha, len(keys), *keys, *arguments)
-
-
-class Circuit:
-    """Lets nothing through for a while after several failures in a row, then one probe.
-
-    Args:
-        failures: in a row, after which it opens.
-        open_seconds: for how long at first; doubles with each failed probe, with jitter.
-    """
-
-    def __init__(self, failures: int = _FAILURES, open_seconds: float = _OPEN_SECONDS) -> None:
-        self._limit = failures
-        self._first_seconds = open_seconds
-        self._seconds = open_seconds
-        self._failures = 0
-        self._closed_at = 0.0
-        self._probing = False
-
-    @property
-    def is_open(self) -> bool:
-        """Whether calls are refused without trying."""
-        return self._failures >= self._limit
-
-    def enter(self) -> bool:
-        """Ask to make a call; return whether it is the probe.
-
-        Raises:
-            StateDownError: it is open.
-        """
-        if not self.is_open:
-            return False
-        wait = self._closed_at - time.monotonic()
-        if wait > 0 or self._probing:
-            raise StateDownError(f"Redis does not answer: next try in {max(wait, 0.0):.2f} s")
-        self._probing = True
-        return True
-
-    def leave(self, *, probe: bool) -> None:
-        """Say that a call ended, with an outcome or without one.
-
-        A probe without one was given up before Redis answered, by a caller with little time:
-        were the next caller to try at once, all of them would wait in vain, one after another.
-        """
-        if not probe:
-            return
-        self._probing = False
-        if self.is_open and self._closed_at <= time.monotonic():
-            self._close(self._first_seconds)
-
-    def succeed(self) -> None:
-        """Say that Redis answered."""
-        self._failures = 0
-        self._seconds = self._first_seconds
-
-    def fail(self, *, probe: bool) -> None:
-        """Say that it did not."""
-        self._failures += 1
-        if not self.is_open or (self._failures > self._limit and not probe):
-            return
-        self._close(self._seconds)
-        self._seconds = min(2 * self._seconds, _OPEN_SECONDS_MOST)
-
-    def _close(self, seconds: float) -> None:
-        # Jitter, so that the processes do not all come back at once.
-        self._closed_at = time.monotonic() + seconds * random.uniform(0.75, 1.25)
 
 
 class Door:
@@ -176,6 +135,8 @@ class Door:
         # Once: to ask whether it is one takes most of a microsecond.
         self.clustered = isinstance(self._client, RedisCluster)
         """Whether keys of different slots live on different servers."""
+        self.asks_at_once = self._lane is not None
+        """Whether questions are usually sent at once, see :attr:`Question.is_sent`."""
 
     @property
     def is_open(self) -> bool:
@@ -188,8 +149,46 @@ class Door:
             self._lane.close()
         await close_client(self._client)
 
+    def ask(self, calls: Sequence[Call]) -> Question:
+        """Send few and small commands now; :meth:`answer` waits for what comes of them.
+
+        A task would send them no sooner than in the loop's next turn, and takes a turn more to
+        end. Where no connection is shared, or it is yet to be made, it takes one all the same.
+        """
+        if self._circuit.is_open:
+            return Question(calls, None)
+        begun = None if self._lane is None else self._lane.begin(calls)
+        return Question(calls, begun or asyncio.create_task(self._attempt(calls, (), quick=True)))
+
+    async def answer(self, question: Question) -> list[Any]:
+        """Return the answers to a question; as :meth:`call`, its first attempt begun already.
+
+        Raises:
+            StateFullError: a command was refused for want of memory.
+            StateDownError: no answer in time, or an error as one.
+        """
+        return await self.call(question.calls, quick=True, begun=question.begun)
+
+    def answer_now(self, question: Question) -> list[Any] | None:
+        """Return the answers to a question if they are here and there is no error among them."""
+        begun = question.begun
+        if begun is None or not begun.done() or begun.cancelled() or begun.exception() is not None:
+            return None
+        answers = begun.result()
+        for answer in answers:
+            if isinstance(answer, Exception):
+                return None
+        self._circuit.succeed()
+        self.reached = True
+        return answers
+
     async def call(
-        self, calls: Sequence[Call], *, scripts: Sequence[Script] = (), quick: bool = False
+        self,
+        calls: Sequence[Call],
+        *,
+        scripts: Sequence[Script] = (),
+        quick: bool = False,
+        begun: Awaitable[list[Any]] | None = None,
     ) -> list[Any]:
         """Send commands and return their answers, one each.
 
@@ -197,6 +196,7 @@ class Door:
             calls: commands; in a cluster, the keys of one command share a slot.
             scripts: those that are called, should a server not know them yet.
             quick: few and small, with answers as they come: they share a connection.
+            begun: the first attempt, where it is on its way.
 
         Raises:
             StateFullError: a command was refused for want of memory.
@@ -208,8 +208,12 @@ class Door:
         for attempt in range(1, _ATTEMPTS + 1):
             probe = self._circuit.enter()
             try:
-                answers = await self._attempt(calls, scripts, quick=quick)
+                if begun is None:
+                    answers = await self._attempt(calls, scripts, quick=quick)
+                else:
+                    answers = _without_errors(await begun)
             except _PASSING as exc:
+                begun = None
                 self._circuit.fail(probe=probe)
                 self._show()
                 await self._forget_topology()

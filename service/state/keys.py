@@ -39,7 +39,8 @@ def user_keys(user_id: str) -> UserKeys:
     """Return the keys of a user."""
     # A brace inside the id would end the hash tag early, or make it empty.
     tag = user_id.replace("%", "%25").replace("}", "%7D")
-    return UserKeys(*(f"u:{{{tag}}}:{part}" for part in "hmpl"))
+    start = f"u:{{{tag}}}:"
+    return UserKeys(start + "h", start + "m", start + "p", start + "l")
 
 
 def user_of(meta_key: str) -> str:

@@ -58,6 +58,16 @@ class Lane:
             return False
         return set(parse_url(url)) <= _OPTIONS
 
+    def begin(self, calls: Sequence[tuple[Any, ...]]) -> asyncio.Future[list[Any]] | None:
+        """Send commands at once, and return what will hold that which :meth:`send` returns or raises.
+
+        Nothing where the connection is not open: nothing was sent.
+        """
+        protocol = self._protocol
+        if protocol is None or protocol.closed:
+            return None
+        return protocol.begin(calls, self._timeout_seconds)
+
     async def send(self, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Send commands and return their answers; an error of Redis stands in its place.
 
@@ -66,10 +76,10 @@ class Lane:
             TimeoutError: no answer in time. The connection is given up then: what it would
                 still bring belongs to nobody.
         """
-        protocol = self._protocol
-        if protocol is None or protocol.closed:
-            protocol = await self._open()
-        return await protocol.send(calls, self._timeout_seconds)
+        begun = self.begin(calls)
+        if begun is None:
+            begun = (await self._open()).begin(calls, self._timeout_seconds)
+        return await begun
 
     def close(self) -> None:
         """Close the connection."""
@@ -105,7 +115,7 @@ class Lane:
     async def _greet(self, protocol: _Protocol) -> None:
         greetings = self._greetings()
         if greetings:
-            for answer in await protocol.send(greetings, self._timeout_seconds):
+            for answer in await protocol.begin(greetings, self._timeout_seconds):
                 if isinstance(answer, Exception):
                     raise answer
 
@@ -186,18 +196,21 @@ class _Protocol(asyncio.Protocol):
             if not future.done():
                 future.set_exception(ConnectionError(reason))
 
-    async def send(self, calls: Sequence[tuple[Any, ...]], timeout_seconds: float) -> list[Any]:
+    def begin(
+        self, calls: Sequence[tuple[Any, ...]], timeout_seconds: float
+    ) -> asyncio.Future[list[Any]]:
+        """Send commands; their answers come with the future."""
         if self.closed or self._transport is None:
             raise ConnectionError("the connection broke")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Any]] = loop.create_future()
         # Packed before anyone waits: what cannot be packed must not leave a waiter behind.
-        packed = b"".join(hiredis.pack_command(_plain(call)) for call in calls)
+        packed = b"".join([hiredis.pack_command(_plain(call)) for call in calls])
         # It runs on when the caller hangs up: of a connection that hangs nobody else would know.
         timer = loop.call_later(timeout_seconds, self._expire, future)
         self._waiting.append(_Waiting(future, len(calls), timer))
         self._transport.write(packed)
-        return await future
+        return future
 
     def _expire(self, future: asyncio.Future[list[Any]]) -> None:
         if not future.done():
@@ -211,5 +224,4 @@ def _error(text: str) -> Exception:
 
 def _plain(call: tuple[Any, ...]) -> tuple[Any, ...]:
     # The packer takes a command of two words for one.
-    name, *arguments = call
-    return (*str(name).split(), *arguments)
+    return (*call[0].split(), *call[1:]) if " " in call[0] else call

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from service.lifetimes import Lifetimes
 from service.state.change_log import read_logs
@@ -20,7 +20,7 @@ from service.state.codec import (
     unpack_meta,
     unpack_video,
 )
-from service.state.door import Call, Door, Script
+from service.state.door import Call, Door, Question, Script
 from service.state.facts import (
     Appended,
     Changes,
@@ -59,6 +59,20 @@ _VERDICTS: Final = {
 }
 
 
+class Look(NamedTuple):
+    """A look at a user and at videos that is on its way.
+
+    Attributes:
+        question: to Redis.
+        places: of the videos that each command reads.
+        videos: how many.
+    """
+
+    question: Question
+    places: list[list[int]]
+    videos: int
+
+
 class State:
     """What is remembered. One per process, for one event loop.
 
@@ -74,6 +88,8 @@ class State:
         self, url: str, *, timeout_seconds: float = 1.0, lifetimes: Lifetimes | None = None
     ) -> None:
         self._door = Door(url, timeout_seconds=timeout_seconds)
+        self.asks_at_once = self._door.asks_at_once
+        """Whether :meth:`look` usually sends its question before it returns."""
         kept = lifetimes or Lifetimes()
         self._user_ms = _milliseconds(kept.user_idle)
         self._video_ms = _milliseconds(kept.video_idle)
@@ -139,14 +155,26 @@ class State:
 
         The profile may be newer or older than the meta: it names its own history version.
         """
+        return await self.seen(self.look(user_id, video_ids))
+
+    def look(self, user_id: str, video_ids: Sequence[str]) -> Look:
+        """Ask for what :meth:`view` reads; the question is on its way when this returns."""
         keys = user_keys(user_id)
         calls: list[Call] = [
             ("GETRANGE", keys.meta, 0, META_BYTES - 1),
             ("GET", keys.profile),
         ]
-        reads, places = self._video_reads(video_ids)
-        meta, profile, *rest = await self._door.call([*calls, *reads], quick=True)
-        return View(unpack_meta(meta), profile, _videos(rest, places, len(video_ids)))
+        reads, places = self._video_reads(video_ids) if video_ids else ([], [])
+        return Look(self._door.ask([*calls, *reads]), places, len(video_ids))
+
+    async def seen(self, look: Look) -> View:
+        """Return what came of a look."""
+        return _view(look, await self._door.answer(look.question))
+
+    def seen_now(self, look: Look) -> View | None:
+        """Return what came of a look if it is here; nothing where it is not, or an error came."""
+        answers = self._door.answer_now(look.question)
+        return None if answers is None else _view(look, answers)
 
     async def history(self, user_id: str) -> History:
         """Read a history."""
@@ -323,6 +351,11 @@ def _videos(
         for place, value in zip(part, answer, strict=True):
             videos[place] = unpack_video(value)
     return videos
+
+
+def _view(look: Look, answers: Sequence[Any]) -> View:
+    meta, profile, *rest = answers
+    return View(unpack_meta(meta), profile, _videos(rest, look.places, look.videos) if rest else [])
 
 
 def _history(answer: Sequence[Any]) -> History | None:

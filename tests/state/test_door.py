@@ -9,7 +9,7 @@ import pytest
 
 from service.embedded_redis import find_server
 from service.state import State, StateDownError
-from service.state.door import Circuit
+from service.state.circuit import Circuit
 
 from .conftest import free_port, start_server
 
