@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar, cast
+
+import uvicorn
 
 from service.accepting import SharingLoop
 
@@ -79,3 +82,30 @@ async def greetings(sockets: list[socket.socket]) -> str:
     for sock in sockets:
         sock.setblocking(False)
     return "".join([(await loop.sock_recv(sock, 1)).decode() for sock in sockets])
+
+
+@contextmanager
+def serving_app(
+    app: object, *, http: type[asyncio.Protocol], idle_seconds: int = 60
+) -> Iterator[int]:
+    """Serve an app with uvicorn in a thread; the port."""
+    config = uvicorn.Config(
+        cast("Any", app),
+        http=cast("Any", http),
+        lifespan="off",
+        proxy_headers=False,
+        log_config=None,
+        timeout_keep_alive=idle_seconds,
+    )
+    server = uvicorn.Server(config)
+    waiting = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, args=([waiting],))
+    thread.start()
+    yield waiting.getsockname()[1]
+    server.should_exit = True
+    thread.join()
+
+
+def request(path: str, *, body: bytes = b"", version: str = "1.1", more: str = "") -> bytes:
+    head = f"POST {path} HTTP/{version}\r\nHost: x\r\nContent-Length: {len(body)}\r\n{more}\r\n"
+    return head.encode() + body

@@ -7,13 +7,12 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +20,8 @@ from service.admission import Admission, OverloadedError
 from service.api import score
 from service.connections import LingeringProtocol
 from service.http_protocol import plain_headers
+
+from .listening import request, serving_app
 
 BODY = b"x" * 30_000
 LONG = 50_000
@@ -74,39 +75,15 @@ class Counting(LingeringProtocol):
 @pytest.fixture
 def port(app: App) -> Iterator[int]:
     """Of a real server in a thread."""
-    with listening(app, idle_seconds=60) as number:
+    with serving_app(app, http=Counting, idle_seconds=60) as number:
         yield number
 
 
 @pytest.fixture
 def impatient(app: App) -> Iterator[int]:
     """The same, whose idle connections end after three seconds."""
-    with listening(app, idle_seconds=3) as number:
+    with serving_app(app, http=Counting, idle_seconds=3) as number:
         yield number
-
-
-@contextmanager
-def listening(app: App, *, idle_seconds: int) -> Iterator[int]:
-    config = uvicorn.Config(
-        app,
-        http=Counting,
-        lifespan="off",
-        proxy_headers=False,
-        log_config=None,
-        timeout_keep_alive=idle_seconds,
-    )
-    server = uvicorn.Server(config)
-    waiting = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, args=([waiting],))
-    thread.start()
-    yield waiting.getsockname()[1]
-    server.should_exit = True
-    thread.join()
-
-
-def request(path: str, *, body: bytes = b"", version: str = "1.1", more: str = "") -> bytes:
-    head = f"POST {path} HTTP/{version}\r\nHost: x\r\nContent-Length: {len(body)}\r\n{more}\r\n"
-    return head.encode() + body
 
 
 def statuses(connection: socket.socket, count: int) -> list[int]:
