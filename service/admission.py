@@ -76,10 +76,10 @@ class Admission:
                 f"{REQUEST_ROWS} more; {self._limit} may: try again"
             )
         self.rows += weight
-        metrics.ROWS_IN_FLIGHT.set(self.rows)
+        metrics.KEPT.show(metrics.ROWS_IN_FLIGHT, self.rows)
         return weight
 
     def leave(self, weight: int) -> None:
         """Take out what :meth:`enter` let in."""
         self.rows -= weight
-        metrics.ROWS_IN_FLIGHT.set(self.rows)
+        metrics.KEPT.show(metrics.ROWS_IN_FLIGHT, self.rows)

@@ -165,6 +165,7 @@ async def get_ready(parts: PartsOf) -> dict[str, str]:
 @router.get("/metrics", response_class=Response)
 async def get_metrics() -> Response:
     """Show the metrics of all workers to Prometheus."""
+    metrics.KEPT.flush()
     text = await asyncio.to_thread(metrics.exposition)
     return Response(text, media_type=metrics.CONTENT_TYPE)
 

@@ -236,8 +236,8 @@ class Edge:
         end = time.perf_counter()
         # The route's template: a path may hold a user's id, and there is no end of them.
         route = str(scope.get("route_path") or getattr(scope.get("route"), "path", _UNMATCHED))
-        metrics.requests(route, status).inc()
-        metrics.request_seconds(route).observe(end - request.start)
+        metrics.KEPT.count(metrics.requests(route, status))
+        metrics.KEPT.observe(metrics.request_seconds(route), end - request.start)
         self._access_log.note(scope["method"], route, status, 1e3 * (end - request.start))
         if self._tracer is not None:
             self._tracer.end(request, scope["method"], route, status, end)

@@ -106,7 +106,7 @@ class HeadQueue:
         asked, begin = time.perf_counter(), time.thread_time()
         scored = score(job)
         self._learn(_weight(job), time.thread_time() - begin)
-        metrics.JOBS_PER_RUN.observe(1)
+        metrics.KEPT.observe(metrics.JOBS_PER_RUN, 1)
         note_laps(asked, scored.laps)
         return scored
 

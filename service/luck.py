@@ -30,5 +30,5 @@ class Luck:
 
     def note(self, *, right: bool) -> None:
         """Learn whether a guess was right."""
-        _GUESSES[right].inc()
+        metrics.KEPT.count(_GUESSES[right])
         self._share += _LEARNING * (right - self._share)

@@ -26,6 +26,7 @@ from prometheus_client import (
 )
 
 from model_store import Manifest
+from service.kept import Kept
 from service.metric_files import cleared
 from service.request_context import note_lap
 
@@ -40,6 +41,9 @@ _PROBABILITIES: Final = (
     *(0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4),
     *(0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
 )
+
+KEPT: Final = Kept()
+"""For what every ranking does; all else is shown at once."""
 
 WORKERS: Final = Gauge("ctr_workers", "Processes that answer.", multiprocess_mode="livesum")
 REQUESTS: Final = Counter("ctr_requests_total", "Answers by route and status.", ["route", "status"])
@@ -138,7 +142,7 @@ def show_score(probabilities: npt.NDArray[np.float64]) -> None:
     if len(probabilities):
         drawn = float(probabilities[int(random.random() * len(probabilities))])
         if not math.isnan(drawn):
-            SCORE.observe(drawn)
+            KEPT.observe(SCORE, drawn)
 
 
 class stage:  # noqa: N801  reads as the function that it replaces
@@ -164,7 +168,7 @@ class stage:  # noqa: N801  reads as the function that it replaces
 
 def note_stage(name: str, start: float, end: float, lap: str | None = None) -> None:
     """Note a stage that :class:`stage` could not measure; times by ``time.perf_counter()``."""
-    _of_stage(name).observe(end - start)
+    KEPT.observe(_of_stage(name), end - start)
     if lap is not None:
         note_lap(lap, start, end)
 
@@ -198,6 +202,7 @@ def exposition() -> bytes:
 
 
 def forget_process() -> None:
-    """Take this process out of the gauges of several workers."""
+    """Hand over what is kept, and take this process out of the gauges of several workers."""
+    KEPT.flush()
     if _MULTIPROCESS in os.environ:
         multiprocess.mark_process_dead(os.getpid())  # type: ignore[no-untyped-call]

@@ -164,7 +164,7 @@ class Profiles:
             return False
         if not self._answers(origin, opened, view.meta):
             return False
-        _HIT.inc()
+        metrics.KEPT.count(_HIT)
         return True
 
     async def empty(self, opened: OpenVersion) -> FloatArray:

@@ -138,7 +138,7 @@ class QuickScoring:
         except HistoryBehindError:
             return None
         count_hits(len(work.slots))
-        metrics.CANDIDATES.inc(len(work.slots))
+        metrics.KEPT.count(metrics.CANDIDATES, len(work.slots))
         return ranking
 
     def _expire(self, under_way: _UnderWay, seconds: float) -> None:

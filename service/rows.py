@@ -297,7 +297,7 @@ async def resolve(
 
 def count_hits(count: int) -> None:
     """Count rows that were in memory."""
-    _HIT.inc(count)
+    metrics.KEPT.count(_HIT, count)
 
 
 def gather(table: FloatArray, new: FloatArray, slots: SlotArray) -> FloatArray:

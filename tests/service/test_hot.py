@@ -119,6 +119,10 @@ def test_the_short_way_answers_what_the_framework_does(
     documented = client.get("/openapi.json").json()["paths"]["/score"]["post"]
 
     assert short["results"] == client.post("/score?x=1", json=body).json()["results"]
+    # Of unknown length: not waited for, so not begun before a task is.
+    chunked = client.post("/score", content=iter([json.dumps(body).encode()]))
+    assert short["results"] == chunked.json()["results"]
+    assert set(short) == set(chunked.json())
     assert client.get("/score").status_code == 405
     assert set(documented["requestBody"]["content"]) == {
         "application/json",
