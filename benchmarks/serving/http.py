@@ -36,6 +36,7 @@ from benchmarks.serving.scenario import (
 from model_store import ModelStore
 
 COUNTS = (1, 50, 200, 1_000)
+FLOORS = ("ours", "short", "fastapi")
 LOADS = (0.5, 0.75, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0)
 TWICE = 2.0
 Runs = dict[str, list[float]]
@@ -116,7 +117,7 @@ def measure_http(*, rounds: int, seconds: float) -> tuple[dict[str, float], Runs
         answers = ground.directory / "answers.json"
         answers.write_text(json.dumps(warm(ours)))
         runs["ready_s"].append(ours.ready_seconds)
-        floors = {kind: stack.enter_context(floor(kind, answers)) for kind in ("ours", "fastapi")}
+        floors = {kind: stack.enter_context(floor(kind, answers)) for kind in FLOORS}
         asked = {count: requests(count) for count in COUNTS}
         for turn in range(rounds):
             _latencies(ours, floors, asked, runs, seconds)

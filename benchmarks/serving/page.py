@@ -54,6 +54,7 @@ def _http(found: dict[str, float]) -> str:
         "CPU µs a request": "score_{}_cpu_us",
         "floor, p50 µs": "floor_{}_p50_us",
         "floor, p99 µs": "floor_{}_p99_us",
+        "floor without a task, p50 µs": "floor_short_{}_p50_us",
         "floor as FastAPI endpoint, p50 µs": "floor_fastapi_{}_p50_us",
     }
     for label, name in lines.items():
