@@ -32,6 +32,8 @@ from service.scoring import Candidates, FeatureWidthError, HistoryBehindError, R
 from service.settings import Settings
 from service.state import StateDownError
 
+ASKED: Final = "ranking_asked"
+"""In the scope of a request whose body was read before: what it says."""
 BEGUN_AT: Final = "ranking_begun_at"
 """In the scope of a request whose ranking was begun before: when, by ``time.perf_counter()``."""
 
@@ -90,14 +92,17 @@ async def post_score(request: Request, parts: PartsOf) -> Response:
 
 async def score(parts: Parts, raw: bytes, scope: Scope) -> Written:
     """Answer ``POST /score``, in the form that it was asked in."""
+    now = time.perf_counter()
     # Where it was begun before, and is made from scratch, the caller has waited since then.
-    start: float = scope.get(BEGUN_AT) or time.perf_counter()
+    start: float = scope.get(BEGUN_AT, now)
     if parts.admission.full:
         raise OverloadedError(TOO_MANY)
     compact = is_compact(scope)
-    asked = parse_compact(raw) if compact else parse_score(raw)
+    asked: ScoreRequest | None = scope.get(ASKED)
+    if asked is None:
+        asked = parse_compact(raw) if compact else parse_score(raw)
     check_limit("candidates", len(asked.video_ids), parts.settings.max_candidates)
-    ranking = await _ranking(parts, asked, waited=time.perf_counter() - start)
+    ranking = await _ranking(parts, asked, waited=now - start)
     request_id: str = scope["state"]["request_id"]
     took_ms = (time.perf_counter() - start) * 1e3
     return write_ranking(ranking, asked, compact=compact, request_id=request_id, took_ms=took_ms)
@@ -116,9 +121,8 @@ def wishes_of(asked: ScoreRequest, settings: Settings, *, waited: float = 0.0) -
     """Return what a request asks of its ranking; ``waited`` seconds of its time have passed."""
     # No longer than anyone may wait: a whole number of JSON may be beyond every float.
     limit_ms = settings.score_timeout_ms
-    timeout_ms = limit_ms if asked.timeout_ms is None else min(asked.timeout_ms, limit_ms)
-    seconds = max(0.0, timeout_ms / 1e3 - waited)
-    return Wishes(asked.top_k, asked.min_history_version, seconds, asked.strict)
+    seconds = None if asked.timeout_ms is None else min(asked.timeout_ms, limit_ms) / 1e3
+    return Wishes(asked.top_k, asked.min_history_version, seconds, asked.strict, waited)
 
 
 @router.get("/models", response_model=bodies.ModelsOut)

@@ -38,7 +38,6 @@ from service.refusals import REFUSALS, problem_of
 from service.scoring import Means, Scoring
 from service.settings import Settings
 from service.state import State, StateDownError
-from service.turns import Turns
 from service.warmth import Warmth
 
 _CANCEL_SECONDS = 0.2
@@ -192,7 +191,7 @@ def _wired(
         head=head,
         admission=admission,
         timeout_seconds=settings.score_timeout_ms / 1e3,
-        turns=Turns(at_once),
+        turns=asyncio.Semaphore(at_once),
         luck=Luck(),
     )
     background = Background(

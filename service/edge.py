@@ -126,7 +126,12 @@ class Edge:
             return False
         for name, value in scope["headers"]:
             if name == b"content-length":
-                return int(value.lstrip(b"0")[:16] or b"0") <= min(_SHORT, self._max_body_bytes)
+                length = int(value.lstrip(b"0")[:16] or b"0")
+                whole = length <= min(_SHORT, self._max_body_bytes)
+                if whole:
+                    # From here on it is timed.
+                    self._begun(scope)
+                return whole
         # Of unknown length: its body is taken as it comes.
         return False
 
@@ -175,12 +180,10 @@ class Edge:
             (b"content-length", b"%d" % len(written.body)),
             *_headers(request),
         ]
-        closing = self._drain.begun
-        if closing:
-            headers.append((b"connection", b"close"))
+        # First of all: whatever may fail after it, the caller has the answer.
+        reply.send(status, headers, written.body, close=self._drain.begun)
         scope["route_path"] = scope["path"]
         self._close(scope, request, status)
-        reply.send(status, headers, written.body, close=closing)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""

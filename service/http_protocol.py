@@ -121,9 +121,12 @@ class JoinedHttp(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """End a connection; the app hears of a request that never became whole."""
         super().connection_lost(exc)
-        growing, self._growing = self._growing, None
-        if growing is not None:
-            self.serve(growing)
+        self._serve_growing()
+
+    def shutdown(self) -> None:
+        """Begin to shut down; what has no task yet gets one, whose end is waited for."""
+        super().shutdown()
+        self._serve_growing()
 
     def data_received(self, data: bytes) -> None:
         """Refuse a request that is whole, or parse what came."""
@@ -183,6 +186,11 @@ class JoinedHttp(HttpToolsProtocol):
         self._idle()
         return True
 
+    def _serve_growing(self) -> None:
+        growing, self._growing = self._growing, None
+        if growing is not None:
+            self.serve(growing)
+
     def _answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
@@ -211,8 +219,10 @@ class JoinedHttp(HttpToolsProtocol):
         self, cycle: RequestResponseCycle, status: int, headers: Headers, body: bytes
     ) -> None:
         """Send the whole answer to a request that no task serves."""
-        if cycle.disconnected:
+        if cycle.disconnected or self.transport.is_closing():
             return
+        if not cycle.keep_alive:
+            headers = [*headers, (b"connection", b"close")]
         cycle.response_started = cycle.response_complete = True
         self._write_whole(status, headers, body)
         if not cycle.keep_alive:

@@ -19,35 +19,53 @@ _MOST: Final = 256
 
 
 class Kept:
-    """Keeps what one event loop observes and counts; without a loop nothing is kept."""
+    """Keeps what is observed and counted on an event loop. For one loop, and not for other threads.
+
+    Where no loop runs there is nothing to wait for, and nothing is kept.
+    """
 
     def __init__(self) -> None:
         self._observed: list[tuple[Histogram, float]] = []
         self._counted: dict[Counter, float] = {}
         self._shown: dict[Gauge, float] = {}
-        self._waits = False
+        self._timer: asyncio.TimerHandle | None = None
 
     def observe(self, histogram: Histogram, value: float) -> None:
         """Observe a value, soon."""
         self._observed.append((histogram, value))
-        if not self._waits or len(self._observed) >= _MOST:
+        if self._timer is None:
             self._wait()
+        elif len(self._observed) >= _MOST:
+            self._hand_over()
 
     def count(self, counter: Counter, amount: float = 1.0) -> None:
         """Count, soon."""
         self._counted[counter] = self._counted.get(counter, 0.0) + amount
-        if not self._waits:
+        if self._timer is None:
             self._wait()
 
     def show(self, gauge: Gauge, value: float) -> None:
         """Show a value, soon, unless there is another by then."""
         self._shown[gauge] = value
-        if not self._waits:
+        if self._timer is None:
             self._wait()
 
     def flush(self) -> None:
-        """Hand everything over."""
-        self._waits = False
+        """Hand everything over now, and wait no longer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._hand_over()
+
+    def _wait(self) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._hand_over()
+        else:
+            self._timer = loop.call_later(SECONDS, self.flush)
+
+    def _hand_over(self) -> None:
         observed, self._observed = self._observed, []
         counted, self._counted = self._counted, {}
         shown, self._shown = self._shown, {}
@@ -57,15 +75,3 @@ class Kept:
             counter.inc(amount)
         for gauge, value in shown.items():
             gauge.set(value)
-
-    def _wait(self) -> None:
-        if self._waits:
-            self.flush()
-            return
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            self.flush()
-            return
-        self._waits = True
-        loop.call_later(SECONDS, self.flush)

@@ -21,9 +21,14 @@ class Luck:
         self._share = 1.0
         self._skipped = 0
 
+    @property
+    def is_good(self) -> bool:
+        """Whether guesses have been worth it."""
+        return self._share >= _WORTH_IT
+
     def worth_trying(self) -> bool:
         """Say whether to guess; now and then also when it has not been worth it."""
-        if self._share >= _WORTH_IT:
+        if self.is_good:
             return True
         self._skipped = (self._skipped + 1) % _TRY_AGAIN
         return self._skipped == 0

@@ -119,7 +119,7 @@ class Profiles:
         return await self.seen(self._looking(user_id, video_ids, missing))
 
     def look(self, user_id: str, guess: Profile) -> Looking:
-        """Ask whether a profile still holds; the question is on its way when this returns."""
+        """Ask whether a profile still holds; the question is sent, if it can be, when this returns."""
         return self._looking(user_id, (), () if guess.origin is None else guess.origin.missing)
 
     async def seen(self, looking: Looking) -> View:

@@ -16,7 +16,7 @@ from starlette.types import Scope
 
 from service.admission import DeadlineError
 from service.answers import Written
-from service.api import BEGUN_AT, wishes_of, write_ranking
+from service.api import ASKED, BEGUN_AT, wishes_of, write_ranking
 from service.parts import Parts
 from service.problems import MEDIA_TYPE, write_problem
 from service.refusals import problem_of
@@ -58,6 +58,8 @@ class QuickPath:
         asked = parse_common(raw, compact=compact)
         if asked is None or len(asked.video_ids) > parts.settings.max_candidates:
             return False
+        # Whoever ranks instead need not read it again.
+        scope[ASKED] = asked
 
         def ranked(outcome: Ranking | DeadlineError | None) -> None:
             answer = None
@@ -65,6 +67,8 @@ class QuickPath:
                 answer = _answer(scope, asked, outcome, compact=compact, start=start)
             except Exception:  # noqa: BLE001  nobody else would hear of it, and the caller would wait
                 _log.exception("an answer could not be written at once")
+            if answer is None:
+                scope[BEGUN_AT] = start
             done(answer)
 
         wishes = wishes_of(asked, parts.settings)
@@ -80,7 +84,6 @@ def _answer(
     start: float,
 ) -> Answer | None:
     if outcome is None:
-        scope[BEGUN_AT] = start
         return None
     request_id = scope["state"]["request_id"]
     if isinstance(outcome, DeadlineError):

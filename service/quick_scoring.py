@@ -24,7 +24,6 @@ from service.live_model import NoModelError
 from service.looking import Looking
 from service.rows import count_hits
 from service.scoring import (
-    HistoryBehindError,
     Means,
     Ranking,
     Wishes,
@@ -57,32 +56,42 @@ class QuickScoring:
             done: called in a later turn of the loop.
 
         Returns:
-            Whether it was begun; if not, nothing has happened, and ``done`` is not called.
+            Whether it was begun; if not, nothing is held, and ``done`` is not called.
         """
         means = self._means
         found = self._found(user_id, video_ids)
-        if found is None or not means.turns.take():
+        if found is None:
             return False
-        guess, job = found
         try:
+            # As many as are let in are begun: they take no turn, and hold up nobody who waits for one.
             weight = means.admission.enter(len(video_ids))
         except OverloadedError:
-            means.turns.give_back()
             return False
+        begun = False
+        try:
+            begun = self._begun(user_id, *found, wishes, done, weight)
+        finally:
+            if not begun:
+                means.admission.leave(weight)
+        return begun
+
+    def _begun(
+        self, user_id: str, guess: Profile, job: Job, wishes: Wishes, done: Done, weight: int
+    ) -> bool:
         start = time.perf_counter()
-        looking = means.profiles.look(user_id, guess)
+        looking = self._means.profiles.look(user_id, guess)
         question = looking.look.question
         scored = self._scored(job) if question.is_sent else None
         if scored is None:
-            self._leave(looking, weight)
+            question.drop()
             return False
         ran = time.perf_counter()
         metrics.note_stage("model", start, ran)
         work = Work(guess, job.slots, scored)
-        under_way = _UnderWay(job.opened, work, looking, weight, wishes, done)
-        seconds = seconds_of(wishes, means.timeout_seconds)
-        loop = asyncio.get_running_loop()
+        under_way = _UnderWay(user_id, job.opened, work, looking, weight, wishes, done)
+        seconds = seconds_of(wishes, self._means.timeout_seconds)
         left = start + seconds - ran
+        loop = asyncio.get_running_loop()
         under_way.timer = loop.call_later(left, self._expire, under_way, seconds)
         question.when_answered(partial(self._told, under_way, ran))
         return True
@@ -102,7 +111,8 @@ class QuickScoring:
             opened = self._means.live.current()
         except NoModelError:
             return None
-        guess = profiles.last.guess(opened, user_id) if luck.worth_trying() else None
+        # Where they are not, whoever ranks in the usual way tries one now and then.
+        guess = profiles.last.guess(opened, user_id) if luck.is_good else None
         if guess is None:
             return None
         cache = profiles.rows(opened)
@@ -126,17 +136,16 @@ class QuickScoring:
         answered = time.perf_counter()
         metrics.note_stage("state", ran, answered, "redis")
         view = profiles.seen_now(under_way.looking)
-        if view is None:
+        if view is None or view.position.version < under_way.wishes.min_history_version:
             return None
         right = profiles.holds(opened, work.profile, view)
         metrics.note_stage("user", answered, time.perf_counter(), "profile")
         self._means.luck.note(right=right)
         if not right:
+            # Whoever ranks now need not try it again.
+            profiles.last.moved((under_way.user_id,))
             return None
-        try:
-            ranking = arranged(opened, work, under_way.wishes)
-        except HistoryBehindError:
-            return None
+        ranking = arranged(opened, work, under_way.wishes)
         count_hits(len(work.slots))
         metrics.KEPT.count(metrics.CANDIDATES, len(work.slots))
         return ranking
@@ -150,19 +159,16 @@ class QuickScoring:
         under_way.is_over = True
         if under_way.timer is not None:
             under_way.timer.cancel()
-        self._leave(under_way.looking, under_way.weight)
+        under_way.looking.look.question.drop()
+        self._means.admission.leave(under_way.weight)
         under_way.done(outcome)
-
-    def _leave(self, looking: Looking, weight: int) -> None:
-        looking.look.question.drop()
-        self._means.admission.leave(weight)
-        self._means.turns.give_back()
 
 
 @dataclass(slots=True, eq=False)
 class _UnderWay:
     """A ranking that waits for Redis."""
 
+    user_id: str
     opened: OpenVersion
     work: Work
     looking: Looking

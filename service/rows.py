@@ -281,9 +281,10 @@ async def resolve(
     generation = cache.generation
     slots = cache.look_up(video_ids)
     absent = np.flatnonzero(slots < 0).tolist()
-    _HIT.inc(len(video_ids) - len(absent))
     missing = list(dict.fromkeys(video_ids[place] for place in absent))
     answer = await read(missing)
+    # Not before: where there is no answer they are resolved once more.
+    _HIT.inc(len(video_ids) - len(absent))
     if not missing:
         return Resolved(slots, {}, generation, answer)
     _MISS.inc(len(absent))

@@ -24,7 +24,6 @@ from service.request_context import timed
 from service.rows import Resolved, RowCache, SlotArray, count_hits, resolve
 from service.state import Position, StateDownError, Video
 from service.steps import STEPS, Places, Scores
-from service.turns import Turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +82,7 @@ class Wishes:
         top_k: cuts the ranked rows; candidates without a score always stand at the end.
         min_history_version: the answer must reflect a history at least as new.
         timeout_seconds: how long the caller waits; ``None`` for the service's default.
+        waited_seconds: how much of that has passed.
         strict: rather no answer than a degraded one.
     """
 
@@ -90,6 +90,7 @@ class Wishes:
     min_history_version: int = 0
     timeout_seconds: float | None = None
     strict: bool = False
+    waited_seconds: float = 0.0
 
 
 _NO_WISHES: Final = Wishes()
@@ -144,7 +145,7 @@ class Means:
     head: HeadQueue
     admission: Admission
     timeout_seconds: float
-    turns: Turns
+    turns: asyncio.Semaphore
     luck: Luck
 
 
@@ -172,16 +173,19 @@ class Scoring:
         """
         opened = self._means.live.current()
         _check_widths(candidates, opened.manifest.layout.feature_dim)
-        seconds = seconds_of(wishes, self._means.timeout_seconds)
+        limit = seconds_of(wishes, self._means.timeout_seconds)
+        seconds = max(0.0, limit - wishes.waited_seconds)
         with self._means.admission.admitted(len(candidates)):
             metrics.CANDIDATES.inc(len(candidates))
             deadline = time.monotonic() + seconds
             try:
+                # In turns: were all begun together, each would find its data gone from the caches,
+                # and nothing new would be read, let alone refused, before all of them are done.
                 async with asyncio.timeout(seconds), self._means.turns:
                     return await self._rank(opened, user_id, candidates, wishes, deadline)
             except (TimeoutError, DeadlineError):
                 metrics.EXPIRED.inc()
-                raise late(seconds) from None
+                raise late(limit) from None
 
     async def _rank(
         self,

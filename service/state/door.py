@@ -172,13 +172,22 @@ class Door:
     def answer_now(self, question: Question) -> list[Any] | None:
         """Return the answers to a question if they are here and there is no error among them."""
         begun = question.begun
-        if begun is None or not begun.done() or begun.cancelled() or begun.exception() is not None:
+        if begun is None or not begun.done() or begun.cancelled():
+            return None
+        if (error := begun.exception()) is not None:
+            # Who asks again finds the circuit open when it is time.
+            if isinstance(error, _PASSING):
+                self._circuit.fail(probe=False)
+                self._show()
             return None
         answers = begun.result()
         for answer in answers:
             if isinstance(answer, Exception):
                 return None
+        was_open = self._circuit.is_open
         self._circuit.succeed()
+        if was_open:
+            self._show()
         self.reached = True
         return answers
 

@@ -158,7 +158,7 @@ class State:
         return await self.seen(self.look(user_id, video_ids))
 
     def look(self, user_id: str, video_ids: Sequence[str]) -> Look:
-        """Ask for what :meth:`view` reads; the question is on its way when this returns."""
+        """Ask for what :meth:`view` reads; the question is sent, if it can be, when this returns."""
         keys = user_keys(user_id)
         calls: list[Call] = [
             ("GETRANGE", keys.meta, 0, META_BYTES - 1),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar, cast
@@ -86,13 +87,13 @@ async def greetings(sockets: list[socket.socket]) -> str:
 
 @contextmanager
 def serving_app(
-    app: object, *, http: type[asyncio.Protocol], idle_seconds: int = 60
+    app: object, *, http: type[asyncio.Protocol], idle_seconds: int = 60, lifespan: str = "off"
 ) -> Iterator[int]:
     """Serve an app with uvicorn in a thread; the port."""
     config = uvicorn.Config(
         cast("Any", app),
         http=cast("Any", http),
-        lifespan="off",
+        lifespan=cast("Any", lifespan),
         proxy_headers=False,
         log_config=None,
         timeout_keep_alive=idle_seconds,
@@ -101,9 +102,15 @@ def serving_app(
     waiting = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, args=([waiting],))
     thread.start()
-    yield waiting.getsockname()[1]
-    server.should_exit = True
-    thread.join()
+    try:
+        # Until then nobody takes from the queue.
+        while lifespan == "on" and not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        yield waiting.getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join()
 
 
 def request(path: str, *, body: bytes = b"", version: str = "1.1", more: str = "") -> bytes:

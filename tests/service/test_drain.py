@@ -160,9 +160,10 @@ def test_a_worker_that_is_killed_is_replaced(tmp_path: Path, store: ModelStore) 
             with httpx.Client(base_url=service.client.base_url, timeout=20) as fresh:
                 fresh.post("/score", json=SCORE).raise_for_status()
         assert shown("ctr_workers ") == 2
-        counted = shown('ctr_requests_total{route="/score"')
-        observed = shown('ctr_request_seconds_count{route="/score"')
-        assert (counted, observed) == (20, 20)
+        # Of other workers they are shown after a moment.
+        wait_for(lambda: shown('ctr_requests_total{route="/score"') == 20)
+        wait_for(lambda: shown('ctr_request_seconds_count{route="/score"') == 20)
+        counted = observed = 20
         [directory] = tmp_path.glob("metrics-*")
         victims = {int(path.stem.rpartition("_")[2]) for path in directory.glob("counter_*.db")}
         os.kill(min(victims), signal.SIGKILL)

@@ -114,8 +114,10 @@ def test_the_short_way_answers_what_the_framework_does(
     client: httpx.Client, videos: list[str]
 ) -> None:
     """A trailing query or another method takes the framework's way to the same answer."""
+    click(client, "ways", videos[4], 0)
     body = {"user_id": "ways", "candidates": [{"video_id": v} for v in videos[:3]]}
-    short = client.post("/score", json=body).json()
+    # From the second on a worker remembers the profile.
+    short = [client.post("/score", json=body).json() for _ in range(4)][-1]
     documented = client.get("/openapi.json").json()["paths"]["/score"]["post"]
 
     assert short["results"] == client.post("/score?x=1", json=body).json()["results"]

@@ -26,6 +26,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from model_store import ModelStore
 from service.app import create_app
+from service.connections import LingeringProtocol
 from service.settings import Settings
 from service.tracing import Tracer, tracer_from_environment
 
@@ -76,7 +77,10 @@ def traced(
         drain_notice_seconds=0,
     )
     app = create_app(settings, tracer=Tracer(provider))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on"))
+    config = uvicorn.Config(
+        app, http=LingeringProtocol, log_config=None, access_log=False, lifespan="on"
+    )
+    server = uvicorn.Server(config)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -121,6 +125,20 @@ def test_a_ranking_is_a_span_with_its_pieces_below(traced: Traced) -> None:
     for span in pieces:
         assert root.start_time <= span.start_time <= span.end_time <= root.end_time
         assert span.context.trace_id == root.context.trace_id
+
+
+def test_a_ranking_without_a_task_has_the_same_pieces(traced: Traced) -> None:
+    """One span each, from the second on of a profile in memory."""
+    event = {"user_id": "traced", "video_id": "traced-1", "timestamp": 1_700_000_000_000}
+    traced.client.post("/events", json={"events": [event]}).raise_for_status()
+    for turn in range(4):
+        answer = asked(traced, f"again-{turn}").raise_for_status()
+        root, *pieces = traced.spans(f"again-{turn}")
+        assert answer.headers["traceparent"] == f"00-{TRACE}-{root.context.span_id:016x}-01"
+        assert {span.name for span in pieces} >= {"redis", "profile", "queue", "rows", "head"}
+        assert len(traced.spans(f"again-{turn}")) == 1 + len(pieces)
+        for span in pieces:
+            assert root.start_time <= span.start_time <= span.end_time <= root.end_time
 
 
 def test_what_the_caller_does_not_record_is_not_recorded(traced: Traced) -> None:
