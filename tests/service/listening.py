@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar, cast
@@ -13,6 +12,8 @@ from typing import Any, ClassVar, TypeVar, cast
 import uvicorn
 
 from service.accepting import SharingLoop
+
+from .conftest import wait_for
 
 _T = TypeVar("_T")
 
@@ -104,9 +105,7 @@ def serving_app(
     thread.start()
     try:
         # Until then nobody takes from the queue.
-        while lifespan == "on" and not server.started:
-            assert thread.is_alive()
-            time.sleep(0.01)
+        wait_for(lambda: server.started or lifespan == "off")
         yield waiting.getsockname()[1]
     finally:
         server.should_exit = True
@@ -116,3 +115,14 @@ def serving_app(
 def request(path: str, *, body: bytes = b"", version: str = "1.1", more: str = "") -> bytes:
     head = f"POST {path} HTTP/{version}\r\nHost: x\r\nContent-Length: {len(body)}\r\n{more}\r\n"
     return head.encode() + body
+
+
+def answers(connection: socket.socket, count: int, *, ends: tuple[bytes, ...]) -> list[bytes]:
+    """Read so many answers, each with one of these ends; of a connection that ends sooner fewer."""
+    answer = b""
+    while answer.count(b"HTTP/1.1 ") < count or not answer.endswith(ends):
+        piece = connection.recv(1 << 16)
+        if not piece:
+            break
+        answer += piece
+    return answer.split(b"HTTP/1.1 ")[1:]

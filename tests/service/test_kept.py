@@ -64,6 +64,12 @@ async def test_so_many_are_not_kept_longer() -> None:
     shown = stand.shown()["h_count"]
     assert shown is not None
     assert 700 < shown <= 1_000
+    # Still one timer, however often it was handed over before its time.
+    timer = kept._timer
+    kept.observe(stand.histogram, 0.3)
+    assert kept._timer is timer
+    assert timer is not None
+    assert not timer.cancelled()
 
 
 @given(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import socket
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +22,7 @@ from service.edge import Edge
 from service.settings import Settings
 from service.state import NewClick, State
 
-from .listening import serving_app
+from .listening import answers, request, serving_app
 
 START = 1_700_000_000_000
 VIDEOS = [f"path-{i}" for i in range(40)]
@@ -118,6 +119,19 @@ def test_the_answer_is_the_same(watched: Watched) -> None:
     bodies = [{**a.json(), "took_ms": 0} for a in (quick, usual)]
     assert bodies[0] == bodies[1]
     assert 0 < quick.json()["took_ms"] < 20_000
+
+
+def test_it_is_timed_from_its_first_byte(watched: Watched) -> None:
+    """Its body is waited for, and that is a part of what the caller waits."""
+    sent = request("/score", body=json.dumps(BODY).encode())
+    with socket.create_connection(("127.0.0.1", watched.client.base_url.port)) as connection:
+        connection.sendall(sent[:-10])
+        time.sleep(0.2)
+        connection.sendall(sent[-10:])
+        [answer] = answers(connection, 1, ends=(b"]}",))
+    total = re.search(rb"total;dur=([0-9.]+)", answer)
+    assert total is not None
+    assert float(total[1]) > 190
 
 
 def test_so_is_messagepack(watched: Watched) -> None:

@@ -21,7 +21,7 @@ from service.api import score
 from service.connections import LingeringProtocol
 from service.http_protocol import plain_headers
 
-from .listening import request, serving_app
+from .listening import answers, request, serving_app
 
 BODY = b"x" * 30_000
 LONG = 50_000
@@ -87,14 +87,8 @@ def impatient(app: App) -> Iterator[int]:
 
 
 def statuses(connection: socket.socket, count: int) -> list[int]:
-    """Read so many answers; a connection that ends sooner has fewer."""
-    answer = b""
-    while answer.count(b"HTTP/1.1 ") < count or not answer.endswith((b"yes", b"no")):
-        piece = connection.recv(1 << 16)
-        if not piece:
-            break
-        answer += piece
-    return [int(part[:3]) for part in answer.split(b"HTTP/1.1 ")[1:]]
+    """Read the statuses of so many answers; a connection that ends sooner has fewer."""
+    return [int(answer[:3]) for answer in answers(connection, count, ends=(b"yes", b"no"))]
 
 
 def test_the_rest_of_a_refused_body_is_passed_over(app: App, port: int) -> None:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from service.connections import LingeringProtocol
 from service.http_protocol import Reply
 
-from .listening import request, serving_app
+from .conftest import wait_for
+from .listening import answers, request, serving_app
 
 BODY = b"x" * 20_000
 
@@ -26,9 +27,10 @@ class App:
     def __init__(self) -> None:
         self.begun: list[tuple[str, bytes]] = []
         self.served: list[tuple[str, bytes]] = []
-        self.gone = 0
+        self.gone = self.heads = self.replied = 0
 
     def begins_whole(self, scope: Any) -> bool:
+        self.heads += 1
         return bool(scope["path"].startswith("/quick"))
 
     def begin(self, scope: Any, body: bytes, reply: Reply) -> bool:
@@ -43,6 +45,7 @@ class App:
             else:
                 headers = [(b"content-length", b"5")]
                 reply.send(200, headers, b"quick", close=path == "/quick/last")
+            self.replied += 1
 
         asyncio.get_running_loop().call_later(0.05 if path == "/quick/late" else 0.0, answer)
         return True
@@ -79,18 +82,12 @@ def afresh(app: App) -> None:
     """Nothing is left of the test before."""
     app.begun.clear()
     app.served.clear()
-    app.gone = 0
+    app.gone = app.heads = app.replied = 0
 
 
 def words(connection: socket.socket, count: int) -> list[str]:
-    """Read so many answers; a connection that ends sooner has fewer."""
-    answer = b""
-    while answer.count(b"\r\n\r\n") < count or not answer.endswith((b"quick", b"usual")):
-        piece = connection.recv(1 << 16)
-        if not piece:
-            break
-        answer += piece
-    return [part[-5:].decode() for part in answer.split(b"HTTP/1.1 ")[1:]]
+    """Read the words of so many answers; a connection that ends sooner has fewer."""
+    return [a[-5:].decode() for a in answers(connection, count, ends=(b"quick", b"usual"))]
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -116,6 +113,7 @@ def test_every_request_has_its_answer_in_order(
         for cut in cuts:
             connection.sendall(sent[:cut])
             sent = sent[cut:]
+            # Sent on the heels of another they would arrive as one.
             time.sleep(0.001)
         connection.sendall(sent)
         found = words(connection, len(paths))
@@ -139,6 +137,7 @@ def test_a_whole_body_is_waited_for(app: App, port: int) -> None:
         for start in range(0, len(sent), 5_000):
             assert not app.begun
             connection.sendall(sent[start : start + 5_000])
+            # Nothing comes of it that could be waited for.
             time.sleep(0.02)
         assert words(connection, 1) == ["quick"]
     assert app.begun == [("/quick", BODY)]
@@ -149,11 +148,8 @@ def test_a_caller_who_leaves_in_the_middle_is_heard_of(app: App, port: int) -> N
     """The app is told as with any other request; nothing is begun of what is not whole."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(request("/quick", body=BODY)[:9_000])
-        time.sleep(0.05)
-    deadline = time.monotonic() + 5
-    while not app.gone and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert app.gone == 1
+        wait_for(lambda: app.heads == 1)
+    wait_for(lambda: app.gone == 1)
     assert not app.begun
 
 
@@ -163,10 +159,8 @@ def test_an_answer_to_a_caller_who_left_goes_nowhere(
     """Without an error that nobody could do anything about; the next caller is answered."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(request("/quick/late", body=BODY))
-        deadline = time.monotonic() + 5
-        while not app.begun and time.monotonic() < deadline:
-            time.sleep(0.001)
-    time.sleep(0.2)
+        wait_for(lambda: bool(app.begun))
+    wait_for(lambda: app.replied == 1)
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(request("/quick"))
         assert words(connection, 1) == ["quick"]
@@ -177,7 +171,8 @@ def test_the_last_answer_closes_the_connection(port: int) -> None:
     """Where the app says that it is the last."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
         connection.sendall(request("/quick/last"))
-        assert words(connection, 2) == ["quick"]
+        [answer] = answers(connection, 2, ends=(b"quick",))
+    assert b"\r\nconnection: close\r\n" in answer
 
 
 def test_who_asks_for_an_end_gets_it(app: App, port: int) -> None:
