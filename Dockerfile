@@ -37,16 +37,20 @@ RUN python -m venv --without-pip /opt/venv \
  && /opt/venv/bin/python -c 'import onnxruntime; print(onnxruntime.get_available_providers())'
 
 
-# The compiled part; its compiler stays here.
+# The compiled parts; their compiler stays here.
 FROM base AS compiled
 RUN apt-get update \
  && apt-get install -y --no-install-recommends g++ \
  && rm -rf /var/lib/apt/lists/*
-COPY service/_ranking.cpp ./
-RUN g++ -std=c++17 -O3 -fPIC -shared _ranking.cpp \
-        -I "$(python -c 'import sysconfig; print(sysconfig.get_path("include"))')" \
-        -o "_ranking$(python -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')" \
- && python -c 'import _ranking'
+COPY service/_ranking.cpp ./service/
+COPY model_store/_head.cpp model_store/lent_array.hpp ./model_store/
+RUN for part in service/_ranking model_store/_head; do \
+        g++ -std=c++17 -O2 -Wno-psabi -fPIC -shared "$part.cpp" \
+            -I "$(python -c 'import sysconfig; print(sysconfig.get_path("include"))')" \
+            -o "$part$(python -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')" \
+        || exit 1; \
+    done \
+ && PYTHONPATH=service:model_store python -c 'import _ranking, _head'
 
 
 FROM base AS training-packages
@@ -77,7 +81,8 @@ COPY --from=service-packages /opt/venv /opt/venv
 COPY deploy/healthcheck.py ./
 COPY model_store ./model_store
 COPY service ./service
-COPY --from=compiled /app/_ranking.*.so ./service/
+COPY --from=compiled /app/service/_ranking.*.so ./service/
+COPY --from=compiled /app/model_store/_head.*.so ./model_store/
 # Only the files of the metrics of several workers are written, to memory: the root file system
 # may be read-only. State lives in Redis: CTR_REDIS_URL must be given, there is no embedded one.
 ENV CTR_HOST=0.0.0.0 \

@@ -3,7 +3,8 @@
 Both halves import this package's surface; it imports neither of them.
 """
 
-from model_store.device import CPU, Device, find_device
+from model_store.compiled_head import COMPILED_HEAD, CompiledHead
+from model_store.device import CPU, EITHER_HEAD, Device, find_device
 from model_store.errors import (
     DeviceError,
     GoldenMismatchError,
@@ -14,15 +15,19 @@ from model_store.errors import (
     VersionNotFoundError,
 )
 from model_store.graphs import Golden, Model, click_probabilities
+from model_store.head_weights import HeadWeights
 from model_store.history import Click, FloatArray, IntArray, blocks_of, visible_history
 from model_store.manifest import GRAPHS, SCHEMA_VERSION, Layout, Manifest, graph_tensors
 from model_store.store import Draft, ModelStore, OpenVersion
 
 __all__ = [
+    "COMPILED_HEAD",
     "CPU",
+    "EITHER_HEAD",
     "GRAPHS",
     "SCHEMA_VERSION",
     "Click",
+    "CompiledHead",
     "Device",
     "DeviceError",
     "Draft",
@@ -31,6 +36,7 @@ __all__ = [
     "GoldenMismatchError",
     "GraphInvalidError",
     "HashMismatchError",
+    "HeadWeights",
     "IntArray",
     "Layout",
     "Manifest",

@@ -30,13 +30,15 @@ class Device:
         memory_mb: of a CUDA device for each session; 0 for no limit.
         arena: how the memory of a CUDA device grows: by what is asked for, or to the next power of
             two, which asks the driver less often and wastes up to half.
-        bind: run the score head on buffers that stay; on a CUDA device always.
+        bind: run the score head's graph on buffers that stay; on a CUDA device always.
+        compile_head: on a CPU, score with the compiled head where there is one, not with the graph.
     """
 
     kind: Literal["cpu", "cuda"] = "cpu"
     memory_mb: int = 0
     arena: Arena = "same_as_requested"
     bind: bool = False
+    compile_head: bool = True
 
     def providers(self) -> list[str | tuple[str, dict[str, Any]]]:
         """Return ONNX Runtime's execution providers, in order of preference."""
@@ -65,6 +67,8 @@ class Device:
 
 
 CPU: Final = Device()
+EITHER_HEAD: Final = (CPU, Device(compile_head=False))
+"""For what must hold whether the score head runs compiled or as a graph."""
 
 
 def find_device(
@@ -72,6 +76,7 @@ def find_device(
     *,
     memory_mb: int = 0,
     arena: Arena = "same_as_requested",
+    compile_head: bool = True,
 ) -> Device:
     """Choose a device; ``auto`` takes CUDA where a driver and a build for it are there.
 
@@ -85,7 +90,7 @@ def find_device(
             "device cpu"
         )
     if wanted == "cpu" or not built or (wanted == "auto" and not _DRIVER.exists()):
-        return CPU
+        return Device(compile_head=compile_head)
     # Finds the libraries that were installed beside it from PyPI.
     ort.preload_dlls()
     return Device("cuda", memory_mb, arena, bind=True)

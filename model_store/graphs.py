@@ -10,8 +10,10 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from model_store.bound_session import BoundSession
+from model_store.compiled_head import CompiledHead
 from model_store.device import CPU, Device
 from model_store.errors import GoldenMismatchError, GraphInvalidError
+from model_store.head_weights import HeadWeights
 from model_store.history import FloatArray, IntArray, blocks_of
 from model_store.manifest import GRAPHS, Layout, Tensor, graph_tensors
 
@@ -48,13 +50,16 @@ def click_probabilities(logits: FloatArray) -> npt.NDArray[np.float64]:
 class Model:
     """Three graphs of one version, ready to answer. Safe to call from several threads.
 
+    On a CPU the score head runs compiled where that is built and the graph brings its numbers along.
+
     Args:
         graphs: ONNX bytes by graph name.
         layout: the sizes the graphs must have.
         device: where they run.
 
     Raises:
-        GraphInvalidError: a graph does not load, or its tensors are not the layout's.
+        GraphInvalidError: a graph does not load, its tensors are not the layout's, or the head's
+            numbers are not.
     """
 
     def __init__(
@@ -73,6 +78,10 @@ class Model:
             session = self._sessions[name]
             _check_tensors(f"{name} inputs", session.get_inputs(), expected.inputs)
             _check_tensors(f"{name} outputs", session.get_outputs(), expected.outputs)
+        weights = HeadWeights.from_metadata(head.get_modelmeta().custom_metadata_map, layout)
+        wanted = device.compile_head and not bind
+        self.compiled_head = CompiledHead.best(weights) if weights and wanted else None
+        """What scores instead of the graph."""
 
     def encode_videos(self, features: FloatArray, categories: IntArray) -> FloatArray:
         """Turn videos into rows: features [N, F], categories [N] -> [N, R]."""
@@ -92,10 +101,16 @@ class Model:
 
     def logits(self, profile: FloatArray, candidate_rows: FloatArray) -> FloatArray:
         """Score candidates for one user: profile [K, P], rows [N, C or R] -> logits [N]."""
+        if self.compiled_head is not None:
+            return self.compiled_head.logits(profile, candidate_rows)
         return self.tile_logits(profile[None], candidate_rows[None])[0]
 
     def tile_logits(self, profiles: FloatArray, candidate_rows: FloatArray) -> FloatArray:
         """Score tiles of one user each: profiles [T, K, P], rows [T, M, C or R] -> [T, M]."""
+        if self.compiled_head is not None:
+            score = self.compiled_head.logits
+            pairs = zip(profiles, candidate_rows, strict=True)
+            return np.stack([score(profile, rows) for profile, rows in pairs])
         rows = np.ascontiguousarray(candidate_rows[..., : self.layout.candidate_dim])
         if self._bound_head is not None and rows.size:
             inputs = {"user_profile": profiles, "candidate_rows": rows}

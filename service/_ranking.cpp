@@ -6,8 +6,7 @@
  * other.
  */
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "../model_store/lent_array.hpp"
 
 #include <charconv>
 #include <cmath>
@@ -17,79 +16,18 @@
 
 namespace {
 
+using lent::Array;
+using lent::CACHE_LINE;
+using lent::fetch;
+using lent::READ;
+using lent::WRITE;
+
 /* Of steps.py, too: a library that was built for another one is not used. */
 constexpr int INTERFACE = 2;
 constexpr int LINE = 8; /* hashes in a line of the table, fingerprints.py */
 constexpr std::int64_t NEVER_EMPTY = 1; /* set in every hash that is kept */
 constexpr int UNUSED_BITS = 1;
 constexpr Py_ssize_t AHEAD = 8; /* rows asked for before they are copied: enough to cover a wait */
-constexpr Py_ssize_t CACHE_LINE = 64;
-
-void
-fetch(const void *address)
-{
-#if defined(__GNUC__)
-    __builtin_prefetch(address, 0, 3);
-#else
-    (void)address;
-#endif
-}
-
-/* What a caller lends for the time of a call. */
-class Array {
-public:
-    Array() = default;
-    Array(const Array &) = delete;
-    Array &operator=(const Array &) = delete;
-
-    ~Array()
-    {
-        if (held_) {
-            PyBuffer_Release(&view_);
-        }
-    }
-
-    bool
-    take(PyObject *object, Py_ssize_t itemsize, int ndim, int flags, const char *name)
-    {
-        held_ = PyObject_GetBuffer(object, &view_, flags | PyBUF_ND) == 0;
-        if (!held_) {
-            return false;
-        }
-        if (view_.itemsize != itemsize || view_.ndim != ndim) {
-            PyErr_Format(PyExc_TypeError, "%s has %d dimensions of %zd bytes an item, not %d of %zd",
-                         name, view_.ndim, view_.itemsize, ndim, itemsize);
-            return false;
-        }
-        return true;
-    }
-
-    template <typename Item>
-    Item *
-    items() const
-    {
-        return static_cast<Item *>(view_.buf);
-    }
-
-    Py_ssize_t
-    length(int axis = 0) const
-    {
-        return view_.shape[axis];
-    }
-
-    Py_ssize_t
-    stride(int axis) const
-    {
-        return view_.strides[axis];
-    }
-
-private:
-    Py_buffer view_{};
-    bool held_ = false;
-};
-
-constexpr int READ = PyBUF_C_CONTIGUOUS;
-constexpr int WRITE = PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE;
 
 /* Only exact strings: what Python code might do in between may change the list. */
 PyObject *

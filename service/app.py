@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Scope
 
-from model_store import Device, ModelStore, ModelStoreError, find_device
+from model_store import Device, ModelStore, ModelStoreError
 from service import api, metrics, user_api, video_api
 from service.access_log import AccessLog
 from service.admission import Admission
@@ -143,9 +143,7 @@ async def _assembled(settings: Settings, url: str, drain: Drain) -> AsyncIterato
             ModelStore(settings.model_store),
             executor,
             poll_seconds=settings.model_poll_seconds,
-            device=find_device(
-                settings.device, memory_mb=settings.gpu_memory_mb, arena=settings.gpu_arena
-            ),
+            device=settings.find_device(),
         )
         parts = _wired(settings, state, live, drain=drain, executor=executor)
         warmth = Warmth(

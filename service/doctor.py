@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-from model_store import CPU, Device, DeviceError, ModelStore, ModelStoreError, find_device
+from model_store import COMPILED_HEAD, CPU, Device, DeviceError, ModelStore, ModelStoreError
 from service import steps
 from service.embedded_redis import EmbeddedRedisError, embedded_redis, running_redis
 from service.findings import Finding, failed, passed, warned
@@ -91,12 +91,17 @@ def _check_versions() -> Finding:
 
 
 def _check_steps() -> Finding:
-    name = "compiled part"
-    if steps.COMPILED is not None:
-        return passed(name, "there: ids, rows, order and JSON of a ranking")
+    name = "compiled parts"
+    absent = []
+    if steps.COMPILED is None:
+        absent.append(f"the steps around the head, a sixth more CPU time ({steps.WHY_NOT})")
+    if COMPILED_HEAD.module is None:
+        absent.append(f"the head, a third more ({COMPILED_HEAD.why_not})")
+    if not absent:
+        return passed(name, "there: the score head; ids, rows, order and JSON of a ranking")
     return warned(
         name,
-        f"not there: rankings take a sixth more CPU time ({steps.WHY_NOT})",
+        f"not there, which costs rankings: {'; '.join(absent)}",
         fix="have g++ and Python's headers where thacil-ctr is installed, and install it again",
     )
 
@@ -105,7 +110,7 @@ def _check_device(settings: Settings) -> Generator[Finding, None, Device]:
     """Yield the finding; return the device that graphs will run on."""
     name = "device"
     try:
-        device = find_device(settings.device, memory_mb=settings.gpu_memory_mb)
+        device = settings.find_device()
     except DeviceError as exc:
         yield failed(name, str(exc), fix="CTR_DEVICE=cpu, or what is said above")
         return CPU
@@ -122,8 +127,9 @@ def _check_model(settings: Settings, device: Device) -> Finding:
         if settings.wait_for_model:
             return warned(name, f"{exc}; the service will wait", fix=fix)
         return failed(name, str(exc), fix=fix)
-    manifest = opened.manifest
-    return passed(name, f"{manifest.version} opens on {device.kind}, golden answers replayed")
+    manifest, head = opened.manifest, opened.model.compiled_head
+    way = f", its head compiled for {head.way} bits" if head else ""
+    return passed(name, f"{manifest.version} opens on {device.kind}{way}, golden answers replayed")
 
 
 def _check_redis(settings: Settings) -> Iterator[Finding]:

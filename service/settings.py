@@ -9,6 +9,7 @@ from typing import Annotated, Final, Literal
 from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from model_store import Device, find_device
 from service.lifetimes import Lifetimes
 
 _DAY: Final = 86_400.0
@@ -70,6 +71,8 @@ class Settings(BaseSettings):
         gpu_arena: how a CUDA device's memory grows: by what is asked for, or to the next power of
             two.
         gpu_window_microseconds: how long a run on a CUDA device waits for more requests.
+        compiled_head: on a CPU, score with the compiled head where it is built and the processor has
+            AVX2; off, always with the graph in ONNX Runtime, which takes twice the time.
         inline_microseconds: a ranking whose model run is expected to take less is run on the event
             loop, where handing it to a thread would take as long; 0 never does.
     """
@@ -128,12 +131,26 @@ class Settings(BaseSettings):
     gpu_memory_mb: Annotated[int, Field(ge=0)] = 2_048
     gpu_arena: Literal["same_as_requested", "next_power_of_two"] = "same_as_requested"
     gpu_window_microseconds: Annotated[float, Field(ge=0)] = 300.0
+    compiled_head: bool = True
     inline_microseconds: Annotated[float, Field(ge=0)] = 2_000.0
 
     @property
     def redis_address(self) -> str | None:
         """Where state lives, as a client needs it: with its password, never to be shown."""
         return self.redis_url.get_secret_value() or None if self.redis_url else None
+
+    def find_device(self) -> Device:
+        """Choose where graphs run.
+
+        Raises:
+            DeviceError: what is wanted is not there.
+        """
+        return find_device(
+            self.device,
+            memory_mb=self.gpu_memory_mb,
+            arena=self.gpu_arena,
+            compile_head=self.compiled_head,
+        )
 
     @property
     def lifetimes(self) -> Lifetimes:

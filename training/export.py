@@ -17,7 +17,7 @@ import torch
 from pydantic import JsonValue
 from torch import nn
 
-from model_store import Draft, Golden, Layout, Model, ModelStore, graph_tensors
+from model_store import EITHER_HEAD, Draft, Golden, Layout, Model, ModelStore, graph_tensors
 from training.calibrate import UNCALIBRATED, Calibration
 from training.compact import compact
 from training.models.score_head import ScoreHead, score_range
@@ -83,7 +83,10 @@ def publish(
     # Beside the cases that travel with the version: a thousand more, answered by the network as
     # it was trained.
     thousand = golden_cases(network, seed=1, candidates=_PROOF_CANDIDATES, calibration=calibration)
-    moved = Model(graphs, layout).prove(thousand, tolerance=_TOLERANCE)
+    moved = max(
+        Model(graphs, layout, device=device).prove(thousand, tolerance=_TOLERANCE)
+        for device in EITHER_HEAD
+    )
     units: JsonValue = {name: f"{layer.alive} of {layer.total}" for name, layer in kept.items()}
     draft = Draft(
         model_name=model_name,
@@ -107,10 +110,11 @@ def publish(
 def export_graphs(network: Thacil, calibration: Calibration = UNCALIBRATED) -> dict[str, bytes]:
     """Export the three graphs: ONNX bytes by name, without a trace of local paths."""
     layout = layout_of(network)
+    head = ScoreHead(_calibrated(network, calibration))
     modules: dict[str, nn.Module] = {
         "video_encoder": VideoEncoder(network),
         "user_profile": UserProfile(network),
-        "score_head": ScoreHead(_calibrated(network, calibration)),
+        "score_head": head,
     }
     graphs = {}
     for name, tensors in graph_tensors(layout).items():
@@ -123,9 +127,10 @@ def export_graphs(network: Thacil, calibration: Calibration = UNCALIBRATED) -> d
             t.name: {axis: d for axis, d in enumerate(t.shape) if isinstance(d, str)}
             for t in tensors.inputs
         }
-        graphs[name] = _export(
-            modules[name].eval(), inputs, dynamic, [t.name for t in tensors.outputs]
-        )
+        graph = _export(modules[name].eval(), inputs, dynamic, [t.name for t in tensors.outputs])
+        if modules[name] is head and (weights := head.weights()) is not None:
+            onnx.helper.set_model_props(graph, weights.to_metadata())
+        graphs[name] = graph.SerializeToString()
     return graphs
 
 
@@ -207,7 +212,7 @@ def _export(
     inputs: tuple[torch.Tensor, ...],
     dynamic: dict[str, dict[int, str]],
     outputs: list[str],
-) -> bytes:
+) -> onnx.ModelProto:
     # The exporter talks at length on stdout and warns of things that are of its own making.
     with redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -225,7 +230,7 @@ def _export(
         )
     if program is None:
         raise RuntimeError("torch.onnx.export returned no program")
-    return strip_paths(program.model_proto).SerializeToString()
+    return strip_paths(program.model_proto)
 
 
 def strip_paths(model: onnx.ModelProto) -> onnx.ModelProto:

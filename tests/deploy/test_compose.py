@@ -188,24 +188,28 @@ def test_the_runtime_is_as_new_as_the_project_asks() -> None:
     assert pinned[0] == "onnxruntime==1.30.0"
 
 
-def test_the_image_gets_the_compiled_part(tmp_path: Path) -> None:
-    """The Dockerfile's own command compiles it, and the service's stage takes it from there."""
+def test_the_image_gets_the_compiled_parts(tmp_path: Path) -> None:
+    """The Dockerfile's own command compiles them, and the service's stage takes them from there."""
     if shutil.which("g++") is None:
         pytest.skip("no g++: apt-get install g++")
     stage = DOCKERFILE.partition("FROM base AS compiled\n")[2].partition("\nFROM ")[0]
-    command = next(part for part in stage.split("RUN ") if part.startswith("g++"))
-    shutil.copy(ROOT / "service" / "_ranking.cpp", tmp_path)
+    command = next(part for part in stage.split("RUN ") if part.startswith("for part in"))
+    for source in ("service/_ranking.cpp", "model_store/_head.cpp", "model_store/lent_array.hpp"):
+        assert source in stage
+        (tmp_path / source).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / source, tmp_path / source)
     # The interpreter of this suite in place of the image's.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     subprocess.run(
         ["bash", "-euc", command], cwd=tmp_path, check=True, env={**os.environ, "PATH": path}
     )
 
-    assert [found.name for found in tmp_path.glob("_ranking.*.so")]
     service = DOCKERFILE.rpartition("FROM base AS service\n")[2]
-    assert service.index("COPY service ./service") < service.index(
-        "COPY --from=compiled /app/_ranking.*.so ./service/"
-    )
+    for package, part in (("service", "_ranking"), ("model_store", "_head")):
+        assert [*(tmp_path / package).glob(f"{part}.*.so")]
+        assert service.index(f"COPY {package} ./{package}") < service.index(
+            f"COPY --from=compiled /app/{package}/{part}.*.so ./{package}/"
+        )
 
 
 def test_signals_reach_the_service() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model_store import FloatArray, HeadWeights
 from training.models.thacil import Thacil
 
 SAFE_RANGE: Final = 80.0
@@ -63,6 +64,23 @@ class ScoreHead(nn.Module):
         self.bounded = score_range(network) <= SAFE_RANGE
         """Whether no maximum over blocks is needed."""
 
+    def weights(self) -> HeadWeights | None:
+        """Return what the graph computes with as numbers; nothing where it takes a maximum."""
+        if not self.bounded:
+            return None
+        net, attention = self.network, self.network.target_attention
+        width = net.shape.embedding_dim
+        hidden, _ = net.hidden.weight.split(width, dim=1)
+        none = torch.zeros(0, width)
+        return HeadWeights(
+            key=_array(attention.value.weight),
+            score=_array(attention.score.weight),
+            hidden=_array(hidden),
+            interaction=_array(none if net.interaction is None else net.interaction.weight),
+            output=_array(net.output.weight[0]),
+            bias=_array(net.output.bias[0]),
+        )
+
     def forward(self, user_profile: Tensor, candidate_rows: Tensor) -> Tensor:
         """Score tiles: user_profile [T, K, P], candidate_rows [T, M, C] -> logits [T, M]."""
         net, attention = self.network, self.network.target_attention
@@ -94,3 +112,9 @@ class ScoreHead(nn.Module):
             hidden_TEM = hidden_TEM + net.interaction.weight @ (user_TDM * candidate[0])
         logit_T1M: Tensor = net.output.weight @ torch.relu(hidden_TEM) + net.output.bias
         return logit_T1M.squeeze(1)
+
+
+def _array(weight: Tensor) -> FloatArray:
+    # A copy, side by side: some are a part of a matrix.
+    array: FloatArray = weight.detach().cpu().contiguous().numpy().copy()
+    return array
