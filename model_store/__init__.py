@@ -3,7 +3,7 @@
 Both halves import this package's surface; it imports neither of them.
 """
 
-from model_store.compiled_head import COMPILED_HEAD, CompiledHead
+from model_store.compiled_head import COMPILED_HEAD, CompiledHead, CompiledPart
 from model_store.device import CPU, EITHER_HEAD, Device, find_device
 from model_store.errors import (
     DeviceError,
@@ -28,6 +28,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "Click",
     "CompiledHead",
+    "CompiledPart",
     "Device",
     "DeviceError",
     "Draft",

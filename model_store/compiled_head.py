@@ -24,7 +24,7 @@ first cache where registers are few; with 128 units 256 bits take twice the grap
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class CompiledPart:
     """What was found of the compiled part.
 
     Attributes:
@@ -38,17 +38,17 @@ class Found:
     why_not: str
 
 
-def _find() -> Found:
+def _find() -> CompiledPart:
     try:
         from model_store import _head  # noqa: PLC0415  only where it was built
     except ImportError as exc:
-        return Found(None, (), str(exc))
+        return CompiledPart(None, (), str(exc))
     # One that was built before this was updated lies where the new one would.
     if (built := _head.INTERFACE) != _INTERFACE:
         why = f"it was built for interface {built}, not {_INTERFACE}: install again"
-        return Found(None, (), why)
+        return CompiledPart(None, (), why)
     ways = _head.ways()
-    return Found(_head, ways, "" if ways else "this processor has no AVX2")
+    return CompiledPart(_head, ways, "" if ways else "this processor has no AVX2")
 
 
 COMPILED_HEAD: Final = _find()

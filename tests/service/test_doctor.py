@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from model_store import ModelStore
-from service import steps
+from model_store import CompiledPart, ModelStore
+from service import doctor, steps
 from service.doctor import NEEDED, WORKER_MB, examine, memory_limit
 from service.embedded_redis import embedded_redis
 from service.findings import Finding
@@ -63,7 +63,7 @@ def test_a_service_that_will_run_passes(store: ModelStore, tmp_path: Path, url: 
     assert f"PASS  model store         {store.current()} opens on cpu" in done.stdout
     names = (
         "versions",
-        "compiled part",
+        "compiled parts",
         "device",
         "redis",
         "redis version",
@@ -284,10 +284,12 @@ def test_a_part_that_was_not_built_is_told(
     """Everything runs without it, slower; what to do is said."""
     monkeypatch.setattr(steps, "COMPILED", None)
     monkeypatch.setattr(steps, "WHY_NOT", "it went missing")
-    finding = found(settings(store, tmp_path, redis_url))["compiled part"]
+    monkeypatch.setattr(doctor, "COMPILED_HEAD", CompiledPart(None, (), "and so did this"))
+    finding = found(settings(store, tmp_path, redis_url))["compiled parts"]
 
     assert finding.verdict == "WARN"
     assert "(it went missing)" in finding.seen
+    assert "(and so did this)" in finding.seen
     assert "g++" in finding.fix
 
 

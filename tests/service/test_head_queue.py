@@ -38,9 +38,13 @@ FOREVER = float("inf")
 
 @dataclass(frozen=True, repr=False)
 class World:
-    """A small real network, the same on buffers, rows of videos, profiles of 1 to 3 blocks."""
+    """A small real network, rows of videos, profiles of 1 to 3 blocks.
+
+    Its head is opened compiled, as a graph, and as a graph on buffers that stay.
+    """
 
     opened: OpenVersion
+    graph: OpenVersion
     bound: OpenVersion
     table: FloatArray
     videos: list[Video]
@@ -57,14 +61,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     store = ModelStore(tmp_path_factory.mktemp("store"))
     version = publish(network, store)
     opened = store.open(version)
+    graph = store.open(version, device=Device(compile_head=False))
     bound = store.open(version, device=Device(bind=True))
+    assert graph.model.compiled_head is bound.model.compiled_head is None
     rng = np.random.default_rng(0)
     videos = [
         Video(int(rng.integers(5)), rng.standard_normal(5).astype(np.float32)) for _ in range(300)
     ]
     table = encode(opened, videos)
     profiles = [opened.model.profile(table[:clicks]) for clicks in (1, 4, 5, 8, 12, 0)]
-    return World(opened, bound, table, videos, profiles)
+    return World(opened, graph, bound, table, videos, profiles)
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +94,16 @@ def broken(world: World) -> Job:
     return Job(world.opened, np.zeros((2, 3), np.float32), world.table, np.arange(4), [])
 
 
+@pytest.mark.parametrize("kind", ["opened", "graph"])
 @pytest.mark.parametrize("blocks", range(6))
 @pytest.mark.parametrize("count", [1, 2, 33, TILE, TILE + 1])
-def test_a_tile_of_any_width_is_solo_bit_for_bit(world: World, blocks: int, count: int) -> None:
+def test_a_tile_of_any_width_is_solo_bit_for_bit(
+    world: World, kind: str, blocks: int, count: int
+) -> None:
     """A single candidate, too, for which ONNX Runtime has another way to multiply."""
-    small = Job(world.opened, world.profiles[blocks], world.table, np.arange(count) % 300, [])
-    large = Job(world.opened, world.profiles[blocks], world.table, np.arange(290), [])
+    opened: OpenVersion = getattr(world, kind)
+    small = Job(opened, world.profiles[blocks], world.table, np.arange(count) % 300, [])
+    large = Job(opened, world.profiles[blocks], world.table, np.arange(290), [])
     merged = score_merged([large, small, small])
 
     for outcome in merged[1:]:
@@ -105,16 +115,16 @@ jobs = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3 * TILE + 1)), min_
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(jobs, st.integers(0, 99), st.booleans(), st.booleans())
+@given(jobs, st.integers(0, 99), st.booleans(), st.sampled_from(["opened", "graph", "bound"]))
 def test_merged_is_solo_bit_for_bit(
-    world: World, sizes: list[tuple[int, int]], seed: int, with_broken: bool, on_buffers: bool
+    world: World, sizes: list[tuple[int, int]], seed: int, with_broken: bool, kind: str
 ) -> None:
-    """Whatever runs beside a job, errors of neighbours included; also on buffers that stay."""
-    given_jobs = [job(world, *size, seed=seed + i) for i, size in enumerate(sizes)]
-    together_ = [*given_jobs, *([broken(world)] if with_broken else [])]
-    if on_buffers:
-        together_ = [replace(one, opened=world.bound) for one in together_]
-    merged = score_merged(together_)
+    """Whatever runs beside a job, errors of neighbours included; on buffers that stay as without."""
+    together_ = [job(world, *size, seed=seed + i) for i, size in enumerate(sizes)]
+    together_ += [broken(world)] if with_broken else []
+    merged = score_merged([replace(one, opened=getattr(world, kind)) for one in together_])
+    solo = world.opened if kind == "opened" else world.graph
+    given_jobs = [replace(one, opened=solo) for one in together_[: len(sizes)]]
 
     for one, together in zip(given_jobs, merged, strict=False):
         alone = score(one)
@@ -154,7 +164,7 @@ async def test_concurrent_jobs_get_their_own_answers(
             continue
         assert not isinstance(outcome, BaseException)
         np.testing.assert_array_equal(outcome.probabilities, score(one).probabilities)
-    with pytest.raises(Exception, match="user_profile"):
+    with pytest.raises(Exception, match="profile"):
         await failing
     with pytest.raises(DeadlineError):
         await late

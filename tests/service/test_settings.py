@@ -49,7 +49,7 @@ def test_every_setting_is_read_from_its_variable_and_its_flag() -> None:
     """Other than default values come through both ways, the flag wins."""
     other = {
         "embedded_fsync": "always", "log_level": "debug", "log_format": "text",
-        "access_log": "all", "device": "cpu", "model_store": "elsewhere", "data_dir": "there",
+        "access_log": "all", "device": "cpu", "head": "graph", "model_store": "elsewhere", "data_dir": "there",
         "host": "::1", "redis_url": "redis://h:1/2", "gpu_arena": "next_power_of_two",
     }  # fmt: skip
     for setting in settings():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from model_store import Model
+from model_store import COMPILED_HEAD, EITHER_HEAD, Device, Model
 from training.export import export_graphs, golden_cases, layout_of
 from training.models.score_head import SAFE_RANGE, ScoreHead, score_range
 from training.models.thacil import Thacil, ThacilShape
@@ -19,9 +19,9 @@ SHAPE = ThacilShape(
 )  # fmt: skip
 
 
-def network(scale: float, *, ages: bool = False) -> Thacil:
+def network(scale: float, *, ages: bool = False, interaction: bool = False) -> Thacil:
     torch.manual_seed(3)
-    net = Thacil(replace(SHAPE, block_age=ages)).eval()
+    net = Thacil(replace(SHAPE, block_age=ages, interaction=interaction)).eval()
     with torch.no_grad():
         net.norm.weight.normal_()
         net.norm.bias.normal_()
@@ -66,24 +66,31 @@ def test_the_bound_holds_whatever_the_blocks_ages() -> None:
     assert score_range(net) < spread
 
 
+@pytest.mark.parametrize("device", EITHER_HEAD, ids=["compiled", "graph"])
+@pytest.mark.parametrize("interaction", [False, True])
 @pytest.mark.parametrize(("scale", "bounded"), [(1.0, True), (300.0, False)])
-def test_the_graph_answers_as_the_network_does(scale: float, bounded: bool) -> None:
-    """Also where exp would overflow without a maximum."""
-    net = network(scale)
-    model = Model(export_graphs(net), layout_of(net))
+def test_the_head_answers_as_the_network_does(
+    scale: float, bounded: bool, interaction: bool, device: Device
+) -> None:
+    """Also where exp would overflow without a maximum, which nothing but the graph takes."""
+    net = network(scale, interaction=interaction)
+    model = Model(export_graphs(net), layout_of(net), device=device)
     golden = golden_cases(net, seed=5, candidates=60)
 
     assert ScoreHead(net).bounded is bounded
+    compiled = bounded and device.compile_head and bool(COMPILED_HEAD.ways)
+    assert (model.compiled_head is not None) is compiled
     assert (score_range(net) <= SAFE_RANGE) is bounded
     assert model.prove(golden, tolerance=1e-5 if bounded else 1e-3) < 1e-3
 
 
-def test_scores_at_the_edge_of_the_bound_do_not_overflow() -> None:
+@pytest.mark.parametrize("device", EITHER_HEAD, ids=["compiled", "graph"])
+def test_scores_at_the_edge_of_the_bound_do_not_overflow(device: Device) -> None:
     """With the first block at one end of the range and another at the other."""
     net = network(1.0)
     with torch.no_grad():
         net.target_attention.score.weight.mul_(0.999 * SAFE_RANGE / score_range(net))
-    model = Model(export_graphs(net), layout_of(net))
+    model = Model(export_graphs(net), layout_of(net), device=device)
     attention = net.target_attention
     with torch.inference_mode():
         _, _, directions = torch.linalg.svd(attention.value.weight * net.norm.weight)

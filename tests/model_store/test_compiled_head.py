@@ -1,0 +1,306 @@
+"""The compiled head computes what its numbers say, each candidate by itself."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model_store import COMPILED_HEAD, CompiledHead, FloatArray, GraphInvalidError, HeadWeights
+
+from .conftest import LAYOUT
+
+ROOT = Path(__file__).parents[2]
+
+usable = pytest.mark.skipif(not COMPILED_HEAD.ways, reason=COMPILED_HEAD.why_not)
+each_way = [
+    pytest.param(512, marks=pytest.mark.skipif(512 not in COMPILED_HEAD.ways, reason="no AVX-512")),
+    pytest.param(256, marks=pytest.mark.skipif(256 not in COMPILED_HEAD.ways, reason="no AVX2")),
+]
+
+
+def head(
+    units: int,
+    width: int,
+    hidden: int,
+    *,
+    interacts: bool = False,
+    seed: int = 0,
+    scale: float = 0.5,
+) -> HeadWeights:
+    rng = np.random.default_rng(seed)
+
+    def some(*shape: int) -> FloatArray:
+        return np.array(scale * rng.standard_normal(shape), np.float32)
+
+    return HeadWeights(
+        some(units, width),
+        some(width, units),
+        some(hidden, width),
+        some(hidden if interacts else 0, width),
+        some(hidden),
+        some(),
+    )
+
+
+def inputs(
+    weights: HeadWeights, blocks: int, count: int, seed: int
+) -> tuple[FloatArray, FloatArray]:
+    units, width = weights.key.shape
+    row = units + len(weights.hidden) + (width if len(weights.interaction) else 0)
+    rng = np.random.default_rng(seed)
+    profile = rng.standard_normal((blocks, width)).astype(np.float32)
+    return profile, rng.standard_normal((count, row)).astype(np.float32)
+
+
+def in_numpy(weights: HeadWeights, profile: FloatArray, rows: FloatArray) -> np.ndarray:
+    """Equations 9 to 12 as :class:`HeadWeights` writes them, in double precision."""
+    key, score, hidden, interaction, output = (
+        getattr(weights, name).astype(np.float64)
+        for name in ("key", "score", "hidden", "interaction", "output")
+    )
+    units, of_hidden = len(key), len(hidden)
+    logits = []
+    for row in rows.astype(np.float64):
+        query, half, candidate = np.split(row, [units, units + of_hidden])
+        heard = np.maximum(profile @ key.T + query, 0.0)
+        weight = np.exp((heard - heard[0]) @ score.T)
+        user = (weight * profile).sum(0) / weight.sum(0)
+        before = hidden @ user + half
+        if len(interaction):
+            before = before + interaction @ (user * candidate)
+        logits.append(output @ np.maximum(before, 0.0) + float(weights.bias))
+    return np.array(logits)
+
+
+def test_it_is_built_where_there_is_a_compiler() -> None:
+    """Without it these tests would be skipped, and nobody would notice."""
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    if sys.platform != "linux" or shutil.which("g++") is None or not headers.exists():
+        pytest.skip("no compiler, or no headers: apt-get install g++ python3-dev")
+    assert COMPILED_HEAD.module is not None
+
+
+@pytest.mark.parametrize("way", each_way)
+@given(
+    units=st.integers(1, 40),
+    width=st.integers(1, 40),
+    hidden=st.integers(1, 40),
+    blocks=st.integers(1, 20),
+    count=st.integers(0, 40),
+    interacts=st.booleans(),
+    seed=st.integers(0, 999),
+)
+def test_it_computes_what_its_numbers_say(
+    way: int,
+    units: int,
+    width: int,
+    hidden: int,
+    blocks: int,
+    count: int,
+    interacts: bool,
+    seed: int,
+) -> None:
+    """Whatever the sizes: none needs to be a multiple of what a register holds."""
+    weights = head(units, width, hidden, interacts=interacts, seed=seed, scale=0.3)
+    profile, rows = inputs(weights, blocks, count, seed)
+
+    logits = CompiledHead(weights, way).logits(profile, rows)
+
+    np.testing.assert_allclose(logits, in_numpy(weights, profile, rows), rtol=2e-5, atol=2e-5)
+    assert logits.dtype == np.float32
+
+
+@pytest.mark.parametrize("way", each_way)
+@given(st.lists(st.integers(0, 49), max_size=70), st.integers(1, 9), st.booleans())
+def test_a_candidates_logit_is_its_own(
+    way: int, slots: Sequence[int], blocks: int, interacts: bool
+) -> None:
+    """Bit for bit: alone or among others, from where it lies in a wider table or from a copy."""
+    weights = head(5, 16, 12, interacts=interacts)
+    profile, table = inputs(weights, blocks, 50, 1)
+    wider = np.concatenate([table, np.full((50, 3), np.nan, np.float32)], axis=1)
+    compiled, chosen = CompiledHead(weights, way), np.array(slots, np.int64)
+    alone = np.concatenate([compiled.logits(profile, table[i : i + 1]) for i in range(50)])
+
+    np.testing.assert_array_equal(compiled.logits(profile, wider, chosen), alone[chosen])
+    np.testing.assert_array_equal(compiled.logits(profile, table[chosen]), alone[chosen])
+
+
+@pytest.mark.parametrize("way", each_way)
+def test_scores_as_far_apart_as_they_may_be(way: int) -> None:
+    """80 either way, where a power of e is near the end of what a float holds."""
+    weights = HeadWeights(
+        np.ones((1, 1), np.float32),
+        np.full((1, 1), 80.0, np.float32),
+        np.ones((1, 1), np.float32),
+        np.zeros((0, 1), np.float32),
+        np.ones(1, np.float32),
+        np.zeros((), np.float32),
+    )
+    compiled, row = CompiledHead(weights, way), np.array([[0.0, 10.0]], np.float32)
+
+    # The second block's score is 80 above the first one's, then 80 below it.
+    up = compiled.logits(np.array([[0.0], [1.0]], np.float32), row)
+    down = compiled.logits(np.array([[1.0], [0.0]], np.float32), row)
+
+    assert up.tolist() == down.tolist() == [11.0]
+
+
+@pytest.mark.parametrize("way", each_way)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_row_that_is_not_finite_has_no_score(way: int, bad: float) -> None:
+    """Wherever in the row it is, and no neighbour suffers; no score is better than a wrong one."""
+    weights = head(4, 8, 6, interacts=True)
+    profile, rows = inputs(weights, 3, 20, 2)
+    compiled = CompiledHead(weights, way)
+    good = compiled.logits(profile, rows)
+    for place in range(rows.shape[1]):
+        spoilt = rows.copy()
+        spoilt[7, place] = bad
+        with np.errstate(invalid="ignore"):
+            expected = in_numpy(weights, profile, spoilt)
+        found = compiled.logits(profile, spoilt)
+        np.testing.assert_array_equal(np.delete(found, 7), np.delete(good, 7))
+        if np.isfinite(expected[7]):
+            np.testing.assert_allclose(found[7], expected[7], rtol=1e-4)
+        else:
+            assert not np.isfinite(found[7])
+
+
+@usable
+@pytest.mark.parametrize("slot", [-1, 3, 2**40])
+def test_no_row_beyond_the_table_is_read(slot: int) -> None:
+    """The first such slot is named."""
+    compiled = CompiledHead.best(head(1, 2, 1))
+    assert compiled is not None
+    table, slots = np.zeros((3, 2), np.float32), np.array([0, slot], np.int64)
+    with pytest.raises(IndexError, match=rf"slot {slot} at 1, the table has 3 rows"):
+        compiled.logits(np.zeros((1, 2), np.float32), table, slots)
+
+
+@usable
+def test_arrays_that_do_not_fit_are_refused() -> None:
+    """Of another type, another shape, or not side by side."""
+    weights = head(2, 4, 3)
+    found = CompiledHead.best(weights)
+    assert found is not None
+    compiled: Any = found
+    profile, rows = inputs(weights, 2, 6, 0)
+    slots = np.arange(6)
+    with pytest.raises(TypeError, match="table has 2 dimensions of 8 bytes"):
+        compiled.logits(profile, rows.astype(np.float64))
+    with pytest.raises(TypeError, match="slots has 1 dimensions of 4"):
+        compiled.logits(profile, rows, slots.astype(np.int32))
+    for wrong in (
+        (profile[:0], rows, slots),
+        (profile[:, :3], rows, slots),
+        (profile, rows[:, :4], slots),
+        (profile, rows.T.copy().T, slots),
+    ):
+        with pytest.raises(ValueError, match=r"profile \[1 or more, 4\]; table \[any, 5 or more\]"):
+            compiled.logits(*wrong)
+    with pytest.raises(ValueError, match="this processor has no way 128"):
+        CompiledHead(weights, 128).logits(profile, rows)
+    prepare: Any = COMPILED_HEAD.module.prepare
+    with pytest.raises(ValueError, match=r"key \[H, D\]"):
+        prepare(weights.key, weights.score, weights.hidden[:2], None, weights.output, 0.0)
+
+
+@usable
+def test_where_the_graph_is_faster_there_is_none() -> None:
+    """Few registers and many units: what is kept of them would not stay in the first cache."""
+    many = CompiledHead.best(head(200, 4, 3))
+
+    assert (many is not None) is (512 in COMPILED_HEAD.ways)
+    assert CompiledHead.best(head(32, 4, 3)) is not None
+
+
+@pytest.mark.parametrize(
+    ("module", "why"),
+    [
+        ("None", "import"),
+        ("types.SimpleNamespace(INTERFACE=0)", "built for interface 0, not 1: install again"),
+        ("types.SimpleNamespace(INTERFACE=1, ways=tuple)", "this processor has no AVX2"),
+    ],
+)
+def test_without_it_the_graph_scores(module: str, why: str, tmp_path: Path) -> None:
+    """Where it could not be built, an update left an older one behind, or registers are narrow."""
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import sys, types\nsys.modules['model_store._head'] = {module}\n"
+    )
+    code = (
+        "from model_store import COMPILED_HEAD, CompiledHead\n"
+        f"assert {why!r} in COMPILED_HEAD.why_not, COMPILED_HEAD.why_not\n"
+        "assert CompiledHead.best(None) is None\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+WEIGHTS = head(1, LAYOUT.profile_dim, 3)
+
+
+def test_numbers_come_back_from_metadata() -> None:
+    """As they were; beside whatever else the metadata holds."""
+    metadata = WEIGHTS.to_metadata()
+    found = HeadWeights.from_metadata({**metadata, "other": "x"}, LAYOUT)
+
+    assert found is not None
+    for name in HeadWeights.__slots__:
+        np.testing.assert_array_equal(getattr(found, name), getattr(WEIGHTS, name))
+    assert HeadWeights.from_metadata({"other": "x"}, LAYOUT) is None
+
+
+def test_rounded_numbers_take_half_the_room() -> None:
+    """Without moving."""
+    rounded = HeadWeights(
+        *(
+            getattr(WEIGHTS, name).astype(np.float16).astype(np.float32)
+            for name in HeadWeights.__slots__
+        )
+    )
+    metadata = rounded.to_metadata()
+    found = HeadWeights.from_metadata(metadata, LAYOUT)
+
+    assert len(metadata["score_head.hidden"]) < len(WEIGHTS.to_metadata()["score_head.hidden"])
+    assert found is not None
+    np.testing.assert_array_equal(found.hidden, rounded.hidden)
+    assert found.hidden.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"score_head.key": None}, "key are missing"),
+        ({"score_head.key": "no base64"}, "key cannot be read"),
+        ({"score_head.key": "AAAA"}, "key cannot be read"),
+        (head(2, LAYOUT.profile_dim, 3).to_metadata(), "take 5 of a candidate's row"),
+        (head(1, LAYOUT.profile_dim + 1, 3).to_metadata(), r"key is float32 \(1, 6\)"),
+        (head(1, LAYOUT.profile_dim, 3, scale=np.inf).to_metadata(), "must be finite"),
+    ],
+)
+def test_numbers_that_are_not_the_layouts_are_refused(
+    change: dict[str, str | None], said: str
+) -> None:
+    """A version is whole or does not open."""
+    metadata = {**WEIGHTS.to_metadata(), **change}
+    given_ = {name: text for name, text in metadata.items() if text is not None}
+    with pytest.raises(GraphInvalidError, match=said):
+        HeadWeights.from_metadata(given_, LAYOUT)
