@@ -143,7 +143,8 @@ class Edge:
         """
         if self._quick is None:
             return False
-        request, _ = self._begun(scope)
+        # What wants it whole has begun it.
+        request: RequestContext = scope["state"][_REQUEST]
         done = partial(self._answered, scope, request, reply)
         token = CURRENT.set(request)
         try:

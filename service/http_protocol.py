@@ -49,6 +49,10 @@ class JoinedTransport:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
+    def is_closing(self) -> bool:
+        """Whether it is closing, or closed."""
+        return self._transport.is_closing()
+
     def write(self, data: bytes) -> None:
         """Send data together with what was kept, or keep it."""
         if self._held:

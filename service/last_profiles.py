@@ -44,10 +44,7 @@ class LastProfiles:
 
     def last(self, opened: OpenVersion, user_id: str) -> Profile | None:
         """Return the profile last seen of a user, however old it is."""
-        profile = self._profiles.get(mark(user_id))
-        if profile is None or profile.origin is None:
-            return None
-        return profile if profile.origin.model_version == opened.manifest.version else None
+        return self._of(opened, mark(user_id))
 
     def missing(self, opened: OpenVersion, user_id: str) -> Sequence[str]:
         """Return the clicked videos that the profile here skipped: they were not registered."""
@@ -56,7 +53,8 @@ class LastProfiles:
 
     def guess(self, opened: OpenVersion, user_id: str) -> Profile | None:
         """Return the profile that Redis will probably confirm, if there is one."""
-        return None if mark(user_id) in self._moved else self.last(opened, user_id)
+        user = mark(user_id)
+        return None if user in self._moved else self._of(opened, user)
 
     def moved(self, user_ids: Iterable[str]) -> None:
         """Say that histories have changed: what is here of them is no guess any more."""
@@ -92,6 +90,12 @@ class LastProfiles:
         if profile is not None and profile.position.version < before:
             del self._profiles[user]
             self._moved.discard(user)
+
+    def _of(self, opened: OpenVersion, user: bytes) -> Profile | None:
+        profile = self._profiles.get(user)
+        if profile is None or profile.origin is None:
+            return None
+        return profile if profile.origin.model_version == opened.manifest.version else None
 
 
 def _same_model(one: Profile, other: Profile) -> bool:

@@ -118,9 +118,16 @@ class Profiles:
         missing = self.last.missing(opened, user_id)
         return await self.seen(self._looking(user_id, video_ids, missing))
 
-    def look(self, user_id: str, guess: Profile) -> Looking:
-        """Ask whether a profile still holds; the question is sent, if it can be, when this returns."""
-        return self._looking(user_id, (), () if guess.origin is None else guess.origin.missing)
+    def look(self, user_id: str, guess: Profile, *, stored: bool = True) -> Looking:
+        """Ask whether a profile still holds; the question is sent, if it can be, when this returns.
+
+        Args:
+            user_id: the user.
+            guess: the profile.
+            stored: whether to read the stored one, too, for :meth:`profile` if it does not hold.
+        """
+        missing = () if guess.origin is None else guess.origin.missing
+        return self._looking(user_id, (), missing, stored=stored)
 
     async def seen(self, looking: Looking) -> View:
         """Return what came of a look.
@@ -226,9 +233,16 @@ class Profiles:
             # Their done callbacks run in the next turn of the loop.
             await asyncio.sleep(0)
 
-    def _looking(self, user_id: str, video_ids: Sequence[str], missing: Sequence[str]) -> Looking:
+    def _looking(
+        self,
+        user_id: str,
+        video_ids: Sequence[str],
+        missing: Sequence[str],
+        *,
+        stored: bool = True,
+    ) -> Looking:
         asked = [*video_ids, *missing] if missing else video_ids
-        return Looking(self._state.look(user_id, asked), missing)
+        return Looking(self._state.look(user_id, asked, profile=stored), missing)
 
     async def _stored(self, opened: OpenVersion, view: View) -> Profile | None:
         origin = read_origin(view.profile)

@@ -79,7 +79,8 @@ class QuickScoring:
         self, user_id: str, guess: Profile, job: Job, wishes: Wishes, done: Done, weight: int
     ) -> bool:
         start = time.perf_counter()
-        looking = self._means.profiles.look(user_id, guess)
+        # Whether the guess holds, the history's version says: four kilobytes less to read.
+        looking = self._means.profiles.look(user_id, guess, stored=False)
         question = looking.look.question
         scored = self._scored(job) if question.is_sent else None
         if scored is None:

@@ -23,13 +23,19 @@ def write() -> None:
 def _head(found: dict[str, float]) -> str:
     rows = ["| candidates, 8 blocks | 1 | 50 | 200 | 1,000 | 5,000 |", "|---|---|---|---|---|---|"]
     counts = (1, 50, 200, 1_000, 5_000)
-    for label, suffix in {"units as released": "", "all units alive": "_live"}.items():
-        cells = " | ".join(_us(found, f"head_{n}{suffix}_us") for n in counts)
+    for label, name in {
+        "units as released": "head_{}_us",
+        "the same, its graph in ONNX Runtime": "head_graph_{}_us",
+        "all units alive": "head_{}_live_us",
+        "the same, its graph": "head_graph_{}_live_us",
+    }.items():
+        cells = " | ".join(_us(found, name.format(n)) for n in counts)
         rows.append(f"| {label}, µs | {cells} |")
     rows += [
         "",
         "| at 200 candidates | as released | all alive |",
         "|---|---|---|",
+        _pair(found, "times faster than its graph", "head_200_x_graph"),
         _pair(found, "times faster than as written", "head_200_x_as_written"),
         _pair(found, "times faster than the whole network", "head_200_x_whole_network"),
     ]
@@ -84,7 +90,7 @@ def _peers(found: dict[str, float]) -> str:
         (
             name.removesuffix("_200_rps")
             for name in found
-            if re.match(r"(peer_\w+|service|service_one_worker)_200_rps", name)
+            if re.match(r"(peer_\w+|service\w*)_200_rps", name)
         ),
         key=lambda name: -found[f"{name}_200_rps"],
     )
@@ -95,6 +101,10 @@ def _peers(found: dict[str, float]) -> str:
     }
     labels |= {"peer_ray": "Ray Serve", "peer_triton": "Triton (pytriton)"}
     labels |= {"peer_litserve": "LitServe", "peer_bentoml": "BentoML"}
+    labels |= {
+        "service_graph": "two workers, the head's graph in ONNX Runtime",
+        "peer_litserve_graph": "LitServe, the head's graph in ONNX Runtime",
+    }
     for name in names:
         p50, p99 = (found[f"{name}_200_p{p}_us"] / 1e3 for p in (50, 99))
         rate = found[f"{name}_200_rps"]
@@ -102,6 +112,8 @@ def _peers(found: dict[str, float]) -> str:
     best, plain = found.get("score_200_x_best_peer_rps"), found.get("score_200_x_plain_rps")
     if best and plain:
         rows += ["", f"{best:.1f} times the best framework, {plain:.0f} times the plain service."]
+    if graph := found.get("score_200_graph_x_best_peer_rps"):
+        rows[-1] += f" With the head's graph on both sides {graph:.1f} times the best framework."
     return "\n".join(rows)
 
 

@@ -1,8 +1,9 @@
 """The same work behind other serving frameworks, and behind a plain service without our design.
 
 Each framework is installed into an environment of its own under ``var/bench`` and serves as its
-documentation recommends, with a worker beside its HTTP server; one that cannot be installed or does not start is said so
-and left out. Before it is measured it must answer as the service does. Every round measures all of
+documentation recommends, with a worker beside its HTTP server and our compiled head; the best of
+them and the service are measured with the head's graph in ONNX Runtime, too. One that cannot be
+installed or does not start is said so and left out. Before it is measured it must answer as the service does. Every round measures all of
 them in turn, each alone.
 """
 
@@ -48,6 +49,7 @@ class Peer:
     Attributes:
         name: in the results.
         package: what pip installs; empty for our own environment.
+        environment: whose environment it shares, if not one of its own.
         command: after the environment's directory of programs, with ``{port}``.
         ready: path that answers 200 once it is up.
         path: that takes requests.
@@ -64,11 +66,20 @@ class Peer:
     path: str = "/score"
     wrapped: bool = False
     system_python: bool = False
+    environment: str = ""
     env: dict[str, str] = field(default_factory=dict)
 
 
 PEERS = (
     Peer("litserve", "litserve", ("python", f"{SERVERS}/litserve_server.py", "{port}"), "/health"),
+    Peer(
+        "litserve_graph",
+        "litserve",
+        ("python", f"{SERVERS}/litserve_server.py", "{port}"),
+        "/health",
+        environment="litserve",
+        env={"BENCH_HEAD": "graph"},
+    ),
     Peer(
         "bentoml",
         "bentoml",
@@ -109,9 +120,15 @@ def measure_peers(*, rounds: int, seconds: float) -> tuple[dict[str, float], Run
         fit = [peer for peer in PEERS if _installed(peer)]
         for _ in range(rounds):
             # A worker for each core of a small machine, as we recommend; and one.
-            for workers, name in ((2, "service"), (1, "service_one_worker")):
+            for name, workers, head in (
+                ("service", 2, "auto"),
+                ("service_one_worker", 1, "auto"),
+                ("service_graph", 2, "graph"),
+            ):
                 log = ground.directory / "service.log"
-                with service(ground.store, ground.redis_url, log, workers=workers) as ours:
+                with service(
+                    ground.store, ground.redis_url, log, workers=workers, CTR_HEAD=head
+                ) as ours:
                     _measure(name, ours, requests(200), runs, seconds)
             for peer in list(fit):
                 try:
@@ -131,6 +148,9 @@ def _summary(runs: Runs) -> dict[str, float]:
     found = [rate for rate in rates.values() if rate]
     if found:
         summary["score_200_x_best_peer_rps"] = ours / max(found)
+    graph, of_peer = (summary.get(f"{n}_200_rps") for n in ("service_graph", "peer_litserve_graph"))
+    if graph and of_peer:
+        summary["score_200_graph_x_best_peer_rps"] = graph / of_peer
     if "peer_plain_200_rps" in summary:
         summary["score_200_x_plain_rps"] = ours / summary["peer_plain_200_rps"]
     return summary
@@ -139,7 +159,7 @@ def _summary(runs: Runs) -> dict[str, float]:
 def _installed(peer: Peer) -> bool:
     if not peer.package:
         return True
-    place = VENVS / peer.name
+    place = VENVS / (peer.environment or peer.name)
     mark = place / ".installed"
     if mark.exists():
         return True
@@ -166,7 +186,11 @@ def _system_python() -> str:
 @contextmanager
 def _running(peer: Peer, ground: Stand, whole: Path) -> Iterator[Server]:
     port = free_port()
-    programs = VENVS / peer.name / "bin" if peer.package else Path(sys.executable).parent
+    programs = (
+        VENVS / (peer.environment or peer.name) / "bin"
+        if peer.package
+        else Path(sys.executable).parent
+    )
     first, *rest = (part.format(port=port) for part in peer.command)
     env = {
         "BENCH_STORE": str(ground.store.root),

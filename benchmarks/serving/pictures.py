@@ -44,6 +44,7 @@ def _head(axes: plt.Axes, runs: Runs) -> None:
         "as written": "live_as_written_{}_us",
         "ours, all units alive": "live_head_{}_us",
         "ours, units as in the released weights": "pruned_head_{}_us",
+        "the same, its graph in ONNX Runtime": "pruned_graph_{}_us",
     }
     for label, name in lines.items():
         axes.plot(counts, [_middle(runs, name.format(n)) for n in counts], "o-", label=label)

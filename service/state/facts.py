@@ -42,7 +42,7 @@ class View:
 
     Attributes:
         meta: what is kept of the user beside the clicks.
-        profile: as stored.
+        profile: as stored, if it was asked for.
         videos: those asked for, in order.
         registered: whether videos are that were asked about besides.
     """

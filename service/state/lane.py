@@ -8,6 +8,7 @@ order. For one server by TCP or unix socket; everything else goes through redis-
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 from collections import deque
 from collections.abc import Sequence
@@ -143,11 +144,11 @@ class Lane:
 
 
 class _Waiting(NamedTuple):
-    """Who waits for how many answers, and what gives the connection up where they do not come."""
+    """Who waits for how many answers, and until when by the loop's clock."""
 
     future: asyncio.Future[list[Any]]
     wanted: int
-    timer: asyncio.TimerHandle
+    deadline: float
 
 
 class _Protocol(asyncio.Protocol):
@@ -158,6 +159,8 @@ class _Protocol(asyncio.Protocol):
         self._waiting: deque[_Waiting] = deque()
         self._answers: list[Any] = []
         self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._due = math.inf
         self.closed = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -171,10 +174,9 @@ class _Protocol(asyncio.Protocol):
                 if answer is False:
                     return
                 self._answers.append(answer)
-                future, wanted, timer = self._waiting[0]
+                future, wanted, _ = self._waiting[0]
                 if len(self._answers) == wanted:
                     self._waiting.popleft()
-                    timer.cancel()
                     answers, self._answers = self._answers, []
                     # Whoever hung up has no use for it.
                     if not future.done():
@@ -190,9 +192,10 @@ class _Protocol(asyncio.Protocol):
         self.closed = True
         if self._transport is not None:
             self._transport.abort()
+        if self._timer is not None:
+            self._timer.cancel()
         while self._waiting:
-            future, _, timer = self._waiting.popleft()
-            timer.cancel()
+            future = self._waiting.popleft().future
             if not future.done():
                 future.set_exception(ConnectionError(reason))
 
@@ -206,13 +209,29 @@ class _Protocol(asyncio.Protocol):
         future: asyncio.Future[list[Any]] = loop.create_future()
         # Packed before anyone waits: what cannot be packed must not leave a waiter behind.
         packed = b"".join([hiredis.pack_command(_plain(call)) for call in calls])
-        # It runs on when the caller hangs up: of a connection that hangs nobody else would know.
-        timer = loop.call_later(timeout_seconds, self._expire, future)
-        self._waiting.append(_Waiting(future, len(calls), timer))
+        deadline = loop.time() + timeout_seconds
+        # One timer for all who wait: to set and cancel one is dear, and none but the oldest matters.
+        # It runs on when a caller hangs up: of a connection that hangs nobody else would know.
+        if deadline < self._due:
+            self._look_at(deadline)
+        self._waiting.append(_Waiting(future, len(calls), deadline))
         self._transport.write(packed)
         return future
 
-    def _expire(self, future: asyncio.Future[list[Any]]) -> None:
+    def _look_at(self, due: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due = due
+        self._timer = asyncio.get_running_loop().call_at(due, self._look_at_oldest)
+
+    def _look_at_oldest(self) -> None:
+        self._timer, self._due = None, math.inf
+        if not self._waiting:
+            return
+        future, _, deadline = self._waiting[0]
+        if asyncio.get_running_loop().time() < deadline:
+            self._look_at(deadline)
+            return
         if not future.done():
             future.set_exception(TimeoutError("no answer in time"))
         self.abort("an earlier answer did not come in time")

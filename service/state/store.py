@@ -64,11 +64,13 @@ class Look(NamedTuple):
 
     Attributes:
         question: to Redis.
+        profile: whether the stored profile is asked for.
         places: of the videos that each command reads.
         videos: how many.
     """
 
     question: Question
+    profile: bool
     places: list[list[int]]
     videos: int
 
@@ -157,15 +159,20 @@ class State:
         """
         return await self.seen(self.look(user_id, video_ids))
 
-    def look(self, user_id: str, video_ids: Sequence[str]) -> Look:
-        """Ask for what :meth:`view` reads; the question is sent, if it can be, when this returns."""
+    def look(self, user_id: str, video_ids: Sequence[str], *, profile: bool = True) -> Look:
+        """Ask for what :meth:`view` reads; the question is sent, if it can be, when this returns.
+
+        Args:
+            user_id: the user.
+            video_ids: videos to read as well.
+            profile: whether to read the stored profile, some kilobytes, too.
+        """
         keys = user_keys(user_id)
-        calls: list[Call] = [
-            ("GETRANGE", keys.meta, 0, META_BYTES - 1),
-            ("GET", keys.profile),
-        ]
+        calls: list[Call] = [("GETRANGE", keys.meta, 0, META_BYTES - 1)]
+        if profile:
+            calls.append(("GET", keys.profile))
         reads, places = self._video_reads(video_ids) if video_ids else ([], [])
-        return Look(self._door.ask([*calls, *reads]), places, len(video_ids))
+        return Look(self._door.ask([*calls, *reads]), profile, places, len(video_ids))
 
     async def seen(self, look: Look) -> View:
         """Return what came of a look."""
@@ -354,7 +361,8 @@ def _videos(
 
 
 def _view(look: Look, answers: Sequence[Any]) -> View:
-    meta, profile, *rest = answers
+    meta, *rest = answers
+    profile = rest.pop(0) if look.profile else None
     return View(unpack_meta(meta), profile, _videos(rest, look.places, look.videos) if rest else [])
 
 

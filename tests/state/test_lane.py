@@ -105,6 +105,32 @@ async def test_an_answer_that_comes_too_late_is_dealt_to_nobody(tmp_path: Path) 
         await asyncio.sleep(0.05)
 
 
+async def test_each_question_has_a_time_of_its_own(tmp_path: Path) -> None:
+    """Though one timer runs for all: it neither ends with the first answer nor cuts the next one."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while asked := await reader.read(1 << 16):
+                if b"hang" in asked:
+                    continue
+                await asyncio.sleep(0.3 if b"slow" in asked else 0.0)
+                writer.write(b"$4\r\nwell\r\n")
+        writer.close()
+
+    async with await served(serve, tmp_path / "s"):
+        lane = Lane(f"unix://{tmp_path / 's'}", timeout_seconds=0.5)
+        assert await lane.send([("GET", "quick")]) == [b"well"]
+        await asyncio.sleep(0.35)
+        # Answered after the moment at which the first one would have been too late.
+        assert await lane.send([("GET", "slow")]) == [b"well"]
+        begin = asyncio.get_running_loop().time()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(lane.send([("GET", "hang")]), 5)
+        assert asyncio.get_running_loop().time() - begin > 0.4
+        lane.close()
+        await asyncio.sleep(0.05)
+
+
 async def test_a_connection_that_hangs_is_given_up_though_all_hung_up(tmp_path: Path) -> None:
     """Callers in more of a hurry than the lane would otherwise wait on it one after the other."""
     connections = 0

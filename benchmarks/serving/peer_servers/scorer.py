@@ -1,7 +1,7 @@
 """What every peer does with a request: the service's work on its warm path, without its machinery.
 
 One pipeline to Redis (version and profile of the user), candidates' rows from a table in memory,
-the same score head in ONNX Runtime on one thread, the same JSON. Rows that are not in memory are
+the same score head on one thread (compiled, or with BENCH_HEAD=graph in ONNX Runtime), the same JSON. Rows that are not in memory are
 read from Redis and encoded once.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from redis import Redis
 
-from model_store import ModelStore, click_probabilities
+from model_store import Device, ModelStore, click_probabilities
 from service.packed_profile import read_array
 from service.state.codec import META_BYTES, unpack_meta, unpack_video
 from service.state.keys import user_keys, video_key
@@ -24,7 +24,8 @@ class Scorer:
     """Scores candidates for users; where things are is said by BENCH_STORE and BENCH_REDIS."""
 
     def __init__(self) -> None:
-        self.opened = ModelStore(Path(os.environ["BENCH_STORE"])).open()
+        device = Device(compile_head=os.environ.get("BENCH_HEAD") != "graph")
+        self.opened = ModelStore(Path(os.environ["BENCH_STORE"])).open(device=device)
         self.redis = Redis.from_url(os.environ["BENCH_REDIS"])
         self.slots: dict[str, int] = {}
         self.table = np.empty((32_768, self.opened.manifest.layout.row_dim), np.float32)
