@@ -223,7 +223,7 @@ def test_where_the_graph_is_faster_there_is_none() -> None:
     many = CompiledHead.best(head(200, 4, 3))
 
     assert (many is not None) is (512 in COMPILED_HEAD.ways)
-    assert CompiledHead.best(head(32, 4, 3)) is not None
+    assert CompiledHead.best(head(64, 4, 3)) is not None
 
 
 @pytest.mark.parametrize(
