@@ -43,7 +43,7 @@ RUN apt-get update \
  && apt-get install -y --no-install-recommends g++ \
  && rm -rf /var/lib/apt/lists/*
 COPY service/_ranking.cpp ./service/
-COPY model_store/_head.cpp model_store/lent_array.hpp ./model_store/
+COPY model_store/_head.cpp model_store/head_pass.hpp model_store/lent_array.hpp ./model_store/
 RUN for part in service/_ranking model_store/_head; do \
         g++ -std=c++17 -O2 -Wno-psabi -fPIC -shared "$part.cpp" \
             -I "$(python -c 'import sysconfig; print(sysconfig.get_path("include"))')" \
@@ -68,6 +68,8 @@ FROM base AS training
 COPY --from=training-packages /opt/venv /opt/venv
 COPY model_store ./model_store
 COPY training ./training
+# What a version is proved on before it is published.
+COPY --from=compiled /app/model_store/_head.*.so ./model_store/
 COPY deploy/demo.py deploy/first_model.py deploy/load.py ./deploy/
 # Matplotlib and torch want to keep caches.
 ENV HOME=/tmp PYTHONPATH=/app

@@ -20,7 +20,7 @@ help:  ## list the targets
 
 install: $(STAMP)  ## make .venv and install everything into it
 
-$(STAMP): pyproject.toml constraints.txt setup.py service/_ranking.cpp model_store/_head.cpp model_store/lent_array.hpp
+$(STAMP): pyproject.toml constraints.txt setup.py service/_ranking.cpp model_store/_head.cpp $(wildcard model_store/*.hpp)
 	@test -n "$(PYTHON)" || { echo "no Python >= 3.11 found: make PYTHON=/path/to/python3.11 install"; exit 1; }
 	@test -x $(BIN)/python || { echo "making .venv with $$($(PYTHON) --version)"; $(PYTHON) -m venv .venv; }
 	@echo "installing into .venv (torch and ONNX Runtime are large: a few minutes the first time)"

@@ -14,7 +14,7 @@ setup(
         Extension(
             "model_store._head",
             ["model_store/_head.cpp"],
-            depends=["model_store/lent_array.hpp"],
+            depends=["model_store/head_pass.hpp", "model_store/lent_array.hpp"],
             # Registers wider than what every processor has never cross a call.
             extra_compile_args=["-std=c++17", "-O2", "-Wno-psabi"],
             optional=True,

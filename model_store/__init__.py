@@ -4,7 +4,7 @@ Both halves import this package's surface; it imports neither of them.
 """
 
 from model_store.compiled_head import COMPILED_HEAD, CompiledHead, CompiledPart
-from model_store.device import CPU, EITHER_HEAD, Device, find_device
+from model_store.device import CPU, EVERY_HEAD, GRAPHS_ONLY, Device, find_device
 from model_store.errors import (
     DeviceError,
     GoldenMismatchError,
@@ -23,8 +23,9 @@ from model_store.store import Draft, ModelStore, OpenVersion
 __all__ = [
     "COMPILED_HEAD",
     "CPU",
-    "EITHER_HEAD",
+    "EVERY_HEAD",
     "GRAPHS",
+    "GRAPHS_ONLY",
     "SCHEMA_VERSION",
     "Click",
     "CompiledHead",

@@ -1,4 +1,4 @@
-"""The score head compiled: the graph's answers, to rounding, in half the time and less.
+"""The score head compiled: the graph's answers, to rounding, in half to two thirds of its time.
 
 ``_head.cpp`` is built where there is a compiler when this is installed, and used on x86-64
 processors that have registers wide enough for eight candidates (AVX2) or sixteen (AVX-512).
@@ -59,6 +59,8 @@ COMPILED_HEAD: Final = _find()
 class CompiledHead:
     """Scores candidates of a user. Safe to call from several threads.
 
+    Nobody may change the arrays that are given while it works: it does without the interpreter's lock.
+
     A candidate's logit is the same, bit for bit, wherever it stands and whatever else is scored.
 
     Args:
@@ -80,8 +82,13 @@ class CompiledHead:
         )
 
     @classmethod
-    def best(cls, weights: HeadWeights) -> CompiledHead | None:
-        """Return it for the fastest way there is; nothing where the graph is as fast."""
+    def of(cls, weights: HeadWeights, bits: int | None = None) -> CompiledHead | None:
+        """Return it for registers of so many bits, 0 for none.
+
+        If left out, the fastest there is; nothing where the graph is as fast.
+        """
+        if bits is not None:
+            return cls(weights, bits) if bits else None
         for way in COMPILED_HEAD.ways:
             if len(weights.key) <= _MOST_UNITS[way]:
                 return cls(weights, way)

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 
 import onnxruntime as ort
 
+from model_store.compiled_head import COMPILED_HEAD
 from model_store.errors import DeviceError
 
 Arena = Literal["same_as_requested", "next_power_of_two"]
@@ -31,14 +32,15 @@ class Device:
         arena: how the memory of a CUDA device grows: by what is asked for, or to the next power of
             two, which asks the driver less often and wastes up to half.
         bind: run the score head's graph on buffers that stay; on a CUDA device always.
-        compile_head: on a CPU, score with the compiled head where there is one, not with the graph.
+        head_bits: on a CPU, how wide the compiled head's registers are, one of
+            ``COMPILED_HEAD.ways``; 0 for the graph, nothing for the fastest of all.
     """
 
     kind: Literal["cpu", "cuda"] = "cpu"
     memory_mb: int = 0
     arena: Arena = "same_as_requested"
     bind: bool = False
-    compile_head: bool = True
+    head_bits: int | None = None
 
     def providers(self) -> list[str | tuple[str, dict[str, Any]]]:
         """Return ONNX Runtime's execution providers, in order of preference."""
@@ -67,8 +69,10 @@ class Device:
 
 
 CPU: Final = Device()
-EITHER_HEAD: Final = (CPU, Device(compile_head=False))
-"""For what must hold whether the score head runs compiled or as a graph."""
+GRAPHS_ONLY: Final = Device(head_bits=0)
+"""A CPU on which the score head is a graph like the others."""
+EVERY_HEAD: Final = (GRAPHS_ONLY, *(Device(head_bits=bits) for bits in COMPILED_HEAD.ways))
+"""For what must hold whatever scores: the graph, or what is compiled for this processor."""
 
 
 def find_device(
@@ -76,9 +80,15 @@ def find_device(
     *,
     memory_mb: int = 0,
     arena: Arena = "same_as_requested",
-    compile_head: bool = True,
+    graphs_only: bool = False,
 ) -> Device:
     """Choose a device; ``auto`` takes CUDA where a driver and a build for it are there.
+
+    Args:
+        wanted: which.
+        memory_mb: see :class:`Device`.
+        arena: see :class:`Device`.
+        graphs_only: on a CPU, score with the head's graph.
 
     Raises:
         DeviceError: CUDA is wanted, and this build of ONNX Runtime has none.
@@ -90,7 +100,7 @@ def find_device(
             "device cpu"
         )
     if wanted == "cpu" or not built or (wanted == "auto" and not _DRIVER.exists()):
-        return Device(compile_head=compile_head)
+        return GRAPHS_ONLY if graphs_only else CPU
     # Finds the libraries that were installed beside it from PyPI.
     ort.preload_dlls()
     return Device("cuda", memory_mb, arena, bind=True)

@@ -79,8 +79,8 @@ class Model:
             _check_tensors(f"{name} inputs", session.get_inputs(), expected.inputs)
             _check_tensors(f"{name} outputs", session.get_outputs(), expected.outputs)
         weights = HeadWeights.from_metadata(head.get_modelmeta().custom_metadata_map, layout)
-        wanted = device.compile_head and not bind
-        self.compiled_head = CompiledHead.best(weights) if weights and wanted else None
+        bits = 0 if bind else device.head_bits
+        self.compiled_head = CompiledHead.of(weights, bits) if weights else None
         """What scores instead of the graph."""
 
     def encode_videos(self, features: FloatArray, categories: IntArray) -> FloatArray:
@@ -109,8 +109,10 @@ class Model:
         """Score tiles of one user each: profiles [T, K, P], rows [T, M, C or R] -> [T, M]."""
         if self.compiled_head is not None:
             score = self.compiled_head.logits
-            pairs = zip(profiles, candidate_rows, strict=True)
-            return np.stack([score(profile, rows) for profile, rows in pairs])
+            logits = np.empty(candidate_rows.shape[:2], np.float32)
+            for tile, (profile, rows) in enumerate(zip(profiles, candidate_rows, strict=True)):
+                logits[tile] = score(profile, rows)
+            return logits
         rows = np.ascontiguousarray(candidate_rows[..., : self.layout.candidate_dim])
         if self._bound_head is not None and rows.size:
             inputs = {"user_profile": profiles, "candidate_rows": rows}

@@ -19,6 +19,9 @@ from model_store.history import FloatArray
 from model_store.manifest import Layout
 
 _PREFIX: Final = "score_head."
+_FORMAT_KEY: Final = f"{_PREFIX}format"
+_FORMAT: Final = "1"
+"""Another one wherever what the numbers mean, or which there are, is another."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,8 +57,12 @@ class HeadWeights:
         Raises:
             GraphInvalidError: they are not.
         """
-        units, width, hidden = len(self.key), layout.profile_dim, len(self.hidden)
-        interacts = len(self.interaction) > 0
+        # No length at all gets a shape that is refused.
+        units, hidden, rows = (
+            array.shape[0] if array.ndim else 0
+            for array in (self.key, self.hidden, self.interaction)
+        )
+        width, interacts = layout.profile_dim, rows > 0
         expected: dict[str, tuple[int, ...]] = {
             "key": (units, width),
             "score": (width, units),
@@ -80,21 +87,22 @@ class HeadWeights:
 
     def to_metadata(self) -> dict[str, str]:
         """Write them down for a graph's metadata."""
-        return {
-            f"{_PREFIX}{field.name}": _text(getattr(self, field.name)) for field in fields(self)
-        }
+        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        written = {f"{_PREFIX}{name}": _text(array) for name, array in arrays.items()}
+        return {_FORMAT_KEY: _FORMAT, **written}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str], layout: Layout) -> HeadWeights | None:
-        """Read them from a graph's metadata, if they are there.
+        """Read them from a graph's metadata, if they are there, in a form that is known here.
 
         Raises:
             GraphInvalidError: they cannot be read, or are not of the layout.
         """
+        # Of a head that came after this was written the graph can be run all the same.
+        if metadata.get(_FORMAT_KEY) != _FORMAT:
+            return None
         texts = {field.name: metadata.get(f"{_PREFIX}{field.name}") for field in fields(cls)}
         given = {name: text for name, text in texts.items() if text is not None}
-        if not given:
-            return None
         if absent := texts.keys() - given.keys():
             raise GraphInvalidError(
                 f"of the score head's numbers {', '.join(sorted(absent))} are missing: publish the "
@@ -117,8 +125,8 @@ def _text(array: FloatArray) -> str:
 
 def _array(name: str, text: str) -> FloatArray:
     try:
-        raw = base64.b64decode(text, validate=True)
-        array = np.load(io.BytesIO(raw), allow_pickle=False)
+        raw = io.BytesIO(base64.b64decode(text, validate=True))
+        array = np.asarray(np.lib.format.read_array(raw, allow_pickle=False), order="C")
     except (ValueError, EOFError) as exc:
         raise GraphInvalidError(
             f"the score head's {name} cannot be read, publish the model again: {exc}"

@@ -5,6 +5,9 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include <cstring>
+#include <type_traits>
+
 namespace lent {
 
 constexpr Py_ssize_t CACHE_LINE = 64;
@@ -36,16 +39,26 @@ public:
     }
 
     /* Whether it is what it must be; if not, an error is set. */
+    template <typename Item>
     bool
-    take(PyObject *object, Py_ssize_t itemsize, int ndim, int flags, const char *name)
+    take(PyObject *object, int ndim, int flags, const char *name)
     {
-        held_ = PyObject_GetBuffer(object, &view_, flags | PyBUF_ND) == 0;
+        held_ = PyObject_GetBuffer(object, &view_, flags | PyBUF_ND | PyBUF_FORMAT) == 0;
         if (!held_) {
             return false;
         }
+        constexpr auto itemsize = static_cast<Py_ssize_t>(sizeof(Item));
         if (view_.itemsize != itemsize || view_.ndim != ndim) {
             PyErr_Format(PyExc_TypeError, "%s has %d dimensions of %zd bytes an item, not %d of %zd",
                          name, view_.ndim, view_.itemsize, ndim, itemsize);
+            return false;
+        }
+        /* As struct has it: one letter where numbers lie as this machine has them. */
+        constexpr const char *letters = std::is_floating_point_v<Item> ? "fd" : "ilq";
+        const char *format = view_.format ? view_.format : "B";
+        if (!std::strchr(letters, format[0]) || format[1]) {
+            PyErr_Format(PyExc_TypeError, "%s holds numbers of type %s, not one of %s", name, format,
+                         letters);
             return false;
         }
         return true;

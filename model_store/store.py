@@ -23,7 +23,7 @@ from uuid import uuid4
 import numpy as np
 from pydantic import JsonValue
 
-from model_store.device import CPU, EITHER_HEAD, Device
+from model_store.device import CPU, EVERY_HEAD, Device
 from model_store.errors import (
     HashMismatchError,
     ManifestInvalidError,
@@ -91,7 +91,7 @@ class ModelStore:
             GraphInvalidError: a graph does not load or has the wrong tensors.
             GoldenMismatchError: the graphs do not give the golden answers.
         """
-        for device in EITHER_HEAD:
+        for device in EVERY_HEAD:
             model = Model(draft.graphs, draft.layout, device=device)
             model.prove(draft.golden, tolerance=draft.golden_tolerance)
         files = {f"{name}.onnx": draft.graphs[name] for name in GRAPHS}

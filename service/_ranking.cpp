@@ -96,9 +96,9 @@ find(PyObject *, PyObject *const *args, Py_ssize_t nargs)
         return nullptr;
     }
     Array hashes, numbers, slots;
-    if (!hashes.take(args[1], sizeof(std::int64_t), 2, READ, "hashes") ||
-        !numbers.take(args[2], sizeof(std::int32_t), 1, READ, "numbers") ||
-        !slots.take(args[3], sizeof(std::int64_t), 1, WRITE, "slots")) {
+    if (!hashes.take<std::int64_t>(args[1], 2, READ, "hashes") ||
+        !numbers.take<std::int32_t>(args[2], 1, READ, "numbers") ||
+        !slots.take<std::int64_t>(args[3], 1, WRITE, "slots")) {
         return nullptr;
     }
     const Py_ssize_t lines = hashes.length();
@@ -147,9 +147,9 @@ gather(PyObject *, PyObject *const *args, Py_ssize_t nargs)
         return nullptr;
     }
     Array table, slots, rows;
-    if (!table.take(args[0], sizeof(float), 2, PyBUF_STRIDES, "table") ||
-        !slots.take(args[1], sizeof(std::int64_t), 1, READ, "slots") ||
-        !rows.take(args[2], sizeof(float), 2, WRITE, "rows")) {
+    if (!table.take<float>(args[0], 2, PyBUF_STRIDES, "table") ||
+        !slots.take<std::int64_t>(args[1], 1, READ, "slots") ||
+        !rows.take<float>(args[2], 2, WRITE, "rows")) {
         return nullptr;
     }
     const Py_ssize_t width = table.length(1);
@@ -224,9 +224,9 @@ order(PyObject *, PyObject *const *args, Py_ssize_t nargs)
         return nullptr;
     }
     Array scores, places, ordered;
-    if (!scores.take(args[0], sizeof(double), 1, READ, "scores") ||
-        !places.take(args[1], sizeof(std::int64_t), 1, WRITE, "places") ||
-        !ordered.take(args[2], sizeof(double), 1, WRITE, "ordered")) {
+    if (!scores.take<double>(args[0], 1, READ, "scores") ||
+        !places.take<std::int64_t>(args[1], 1, WRITE, "places") ||
+        !ordered.take<double>(args[2], 1, WRITE, "ordered")) {
         return nullptr;
     }
     const Py_ssize_t count = scores.length();
@@ -359,8 +359,8 @@ write(PyObject *, PyObject *const *args, Py_ssize_t nargs)
         return nullptr;
     }
     Array places, scores;
-    if (!places.take(args[1], sizeof(std::int64_t), 1, READ, "places") ||
-        !scores.take(args[2], sizeof(double), 1, READ, "scores")) {
+    if (!places.take<std::int64_t>(args[1], 1, READ, "places") ||
+        !scores.take<double>(args[2], 1, READ, "scores")) {
         return nullptr;
     }
     const Py_ssize_t count = places.length();

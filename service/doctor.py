@@ -56,7 +56,7 @@ _CGROUP: Final = Path("/sys/fs/cgroup/memory.max")
 def examine(settings: Settings) -> Iterator[Finding]:
     """Make all checks, in an order in which the first failure is the one to mend first."""
     yield _check_versions()
-    yield _check_steps()
+    yield _check_compiled()
     device = yield from _check_device(settings)
     yield _check_model(settings, device)
     yield from _check_redis(settings)
@@ -90,20 +90,22 @@ def _check_versions() -> Finding:
     return passed(name, ", ".join(f"{package} {text}" for package, text in shown.items()))
 
 
-def _check_steps() -> Finding:
+def _check_compiled() -> Finding:
     name = "compiled parts"
     absent = []
     if steps.COMPILED is None:
         absent.append(f"the steps around the head, a sixth more CPU time ({steps.WHY_NOT})")
     if COMPILED_HEAD.module is None:
         absent.append(f"the head, a third more ({COMPILED_HEAD.why_not})")
-    if not absent:
-        return passed(name, "there: the score head; ids, rows, order and JSON of a ranking")
-    return warned(
-        name,
-        f"not there, which costs rankings: {'; '.join(absent)}",
-        fix="have g++ and Python's headers where thacil-ctr is installed, and install it again",
-    )
+    if absent:
+        return warned(
+            name,
+            f"not there, which costs rankings: {'; '.join(absent)}",
+            fix="have g++ and Python's headers where thacil-ctr is installed, and install it again",
+        )
+    # Nothing to be done about it, and nothing wrong.
+    head = "the score head" if COMPILED_HEAD.ways else f"no head ({COMPILED_HEAD.why_not})"
+    return passed(name, f"there: ids, rows, order and JSON of a ranking; {head}")
 
 
 def _check_device(settings: Settings) -> Generator[Finding, None, Device]:

@@ -71,8 +71,8 @@ class Settings(BaseSettings):
         gpu_arena: how a CUDA device's memory grows: by what is asked for, or to the next power of
             two.
         gpu_window_microseconds: how long a run on a CUDA device waits for more requests.
-        head: what scores candidates: graph, ONNX Runtime; auto, on a CPU the compiled head, in half
-            the time, where it is built, the processor has AVX2 and the model is one for it.
+        head: what scores candidates: graph, ONNX Runtime; auto, on a CPU the compiled head, in about
+            half the time, where it is built, the processor has AVX2 and the model is one for it.
         inline_microseconds: a ranking whose model run is expected to take less is run on the event
             loop, where handing it to a thread would take as long; 0 never does.
     """
@@ -149,7 +149,7 @@ class Settings(BaseSettings):
             self.device,
             memory_mb=self.gpu_memory_mb,
             arena=self.gpu_arena,
-            compile_head=self.head == "auto",
+            graphs_only=self.head == "graph",
         )
 
     @property

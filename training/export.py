@@ -17,7 +17,16 @@ import torch
 from pydantic import JsonValue
 from torch import nn
 
-from model_store import EITHER_HEAD, Draft, Golden, Layout, Model, ModelStore, graph_tensors
+from model_store import (
+    EVERY_HEAD,
+    GRAPHS_ONLY,
+    Draft,
+    Golden,
+    Layout,
+    Model,
+    ModelStore,
+    graph_tensors,
+)
 from training.calibrate import UNCALIBRATED, Calibration
 from training.compact import compact
 from training.models.score_head import ScoreHead, score_range
@@ -83,10 +92,12 @@ def publish(
     # Beside the cases that travel with the version: a thousand more, answered by the network as
     # it was trained.
     thousand = golden_cases(network, seed=1, candidates=_PROOF_CANDIDATES, calibration=calibration)
-    moved = max(
-        Model(graphs, layout, device=device).prove(thousand, tolerance=_TOLERANCE)
-        for device in EITHER_HEAD
-    )
+    moved = {
+        "graph" if device == GRAPHS_ONLY else f"{device.head_bits} bits": Model(
+            graphs, layout, device=device
+        ).prove(thousand, tolerance=_TOLERANCE)
+        for device in EVERY_HEAD
+    }
     units: JsonValue = {name: f"{layer.alive} of {layer.total}" for name, layer in kept.items()}
     draft = Draft(
         model_name=model_name,
@@ -100,7 +111,8 @@ def publish(
             "calibration": asdict(calibration),
             "units_kept": units,
             "score_range": score_range(small),
-            "logit_deviation": moved,
+            "logit_deviation": max(moved.values()),
+            "logit_deviation_by_head": dict(moved),
             **(provenance or {}),
         },
     )

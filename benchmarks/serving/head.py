@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.serving.scenario import SHAPE, make_network
-from model_store import EITHER_HEAD, FloatArray, Model
+from model_store import CPU, GRAPHS_ONLY, FloatArray, Model
 from service.head import tiles_of
 from training.compact import compact
 from training.export import export_graphs, layout_of
@@ -129,7 +129,7 @@ def _cases(*, pruned: bool) -> dict[str, Callable[[], object]]:
     network = make_network(pruned=pruned)
     small, _ = compact(network)
     graphs, layout = export_graphs(small), layout_of(small)
-    model, graph = (Model(graphs, layout, device=device) for device in EITHER_HEAD)
+    model, graph = (Model(graphs, layout, device=device) for device in (CPU, GRAPHS_ONLY))
     rng = np.random.default_rng(2)
     features = rng.standard_normal((5_000, 512)).astype(np.float32)
     categories = rng.integers(0, 512, 5_000)

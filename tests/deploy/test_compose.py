@@ -28,6 +28,7 @@ DRAIN_SECONDS = sum(
 ROOT = Path(__file__).parents[2]
 PROJECT = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = PROJECT["services"]
+IMAGES = ("service", "training")
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 
 
@@ -194,8 +195,8 @@ def test_the_image_gets_the_compiled_parts(tmp_path: Path) -> None:
         pytest.skip("no g++: apt-get install g++")
     stage = DOCKERFILE.partition("FROM base AS compiled\n")[2].partition("\nFROM ")[0]
     command = next(part for part in stage.split("RUN ") if part.startswith("for part in"))
-    for source in ("service/_ranking.cpp", "model_store/_head.cpp", "model_store/lent_array.hpp"):
-        assert source in stage
+    sources = re.findall(r"(?:service|model_store)/\w+\.[ch]pp", stage)
+    for source in sources:
         (tmp_path / source).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / source, tmp_path / source)
     # The interpreter of this suite in place of the image's.
@@ -204,12 +205,18 @@ def test_the_image_gets_the_compiled_parts(tmp_path: Path) -> None:
         ["bash", "-euc", command], cwd=tmp_path, check=True, env={**os.environ, "PATH": path}
     )
 
-    service = DOCKERFILE.rpartition("FROM base AS service\n")[2]
-    for package, part in (("service", "_ranking"), ("model_store", "_head")):
+    stages = {name: DOCKERFILE.rpartition(f"FROM base AS {name}\n")[2] for name in IMAGES}
+    for package, part, images in (
+        ("service", "_ranking", ("service",)),
+        # A version is proved on what will score.
+        ("model_store", "_head", IMAGES),
+    ):
         assert [*(tmp_path / package).glob(f"{part}.*.so")]
-        assert service.index(f"COPY {package} ./{package}") < service.index(
-            f"COPY --from=compiled /app/{package}/{part}.*.so ./{package}/"
-        )
+        for image in images:
+            of_image = stages[image].partition("\nFROM ")[0]
+            assert of_image.index(f"COPY {package} ./{package}") < of_image.index(
+                f"COPY --from=compiled /app/{package}/{part}.*.so ./{package}/"
+            )
 
 
 def test_signals_reach_the_service() -> None:

@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model_store import COMPILED_HEAD, CompiledHead, FloatArray, GraphInvalidError, HeadWeights
+from model_store import (
+    COMPILED_HEAD,
+    CPU,
+    GRAPHS_ONLY,
+    CompiledHead,
+    Device,
+    Draft,
+    FloatArray,
+    GoldenMismatchError,
+    GraphInvalidError,
+    HeadWeights,
+    Model,
+    ModelStore,
+    find_device,
+)
 
 from .conftest import LAYOUT
 
@@ -159,8 +176,8 @@ def test_scores_as_far_apart_as_they_may_be(way: int) -> None:
 
 @pytest.mark.parametrize("way", each_way)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_row_that_is_not_finite_has_no_score(way: int, bad: float) -> None:
-    """Wherever in the row it is, and no neighbour suffers; no score is better than a wrong one."""
+def test_a_row_that_is_not_finite_gets_what_the_formula_gives(way: int, bad: float) -> None:
+    """NaN mostly, and no wrong number; wherever in the row it is, no neighbour suffers."""
     weights = head(4, 8, 6, interacts=True)
     profile, rows = inputs(weights, 3, 20, 2)
     compiled = CompiledHead(weights, way)
@@ -182,7 +199,7 @@ def test_a_row_that_is_not_finite_has_no_score(way: int, bad: float) -> None:
 @pytest.mark.parametrize("slot", [-1, 3, 2**40])
 def test_no_row_beyond_the_table_is_read(slot: int) -> None:
     """The first such slot is named."""
-    compiled = CompiledHead.best(head(1, 2, 1))
+    compiled = CompiledHead.of(head(1, 2, 1))
     assert compiled is not None
     table, slots = np.zeros((3, 2), np.float32), np.array([0, slot], np.int64)
     with pytest.raises(IndexError, match=rf"slot {slot} at 1, the table has 3 rows"):
@@ -193,7 +210,7 @@ def test_no_row_beyond_the_table_is_read(slot: int) -> None:
 def test_arrays_that_do_not_fit_are_refused() -> None:
     """Of another type, another shape, or not side by side."""
     weights = head(2, 4, 3)
-    found = CompiledHead.best(weights)
+    found = CompiledHead.of(weights)
     assert found is not None
     compiled: Any = found
     profile, rows = inputs(weights, 2, 6, 0)
@@ -202,6 +219,11 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
         compiled.logits(profile, rows.astype(np.float64))
     with pytest.raises(TypeError, match="slots has 1 dimensions of 4"):
         compiled.logits(profile, rows, slots.astype(np.int32))
+    for kind, stranger in (("i", np.int32), (">f", ">f4")):
+        with pytest.raises(TypeError, match=f"table holds numbers of type {kind}, not one of fd"):
+            compiled.logits(profile, rows.astype(stranger))
+    with pytest.raises(TypeError, match="slots holds numbers of type d"):
+        compiled.logits(profile, rows, slots.astype(np.float64))
     for wrong in (
         (profile[:0], rows, slots),
         (profile[:, :3], rows, slots),
@@ -215,15 +237,18 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
     prepare: Any = COMPILED_HEAD.module.prepare
     with pytest.raises(ValueError, match=r"key \[H, D\]"):
         prepare(weights.key, weights.score, weights.hidden[:2], None, weights.output, 0.0)
+    nothing = np.zeros((0, 1 << 59), np.float32)
+    with pytest.raises(ValueError, match=r"none above 2\*\*20"):
+        prepare(nothing, nothing.T.copy(), nothing, None, weights.output[:0], 0.0)
 
 
 @usable
 def test_where_the_graph_is_faster_there_is_none() -> None:
     """Few registers and many units: what is kept of them would not stay in the first cache."""
-    many = CompiledHead.best(head(200, 4, 3))
+    many = CompiledHead.of(head(200, 4, 3))
 
     assert (many is not None) is (512 in COMPILED_HEAD.ways)
-    assert CompiledHead.best(head(64, 4, 3)) is not None
+    assert CompiledHead.of(head(64, 4, 3)) is not None
 
 
 @pytest.mark.parametrize(
@@ -242,7 +267,7 @@ def test_without_it_the_graph_scores(module: str, why: str, tmp_path: Path) -> N
     code = (
         "from model_store import COMPILED_HEAD, CompiledHead\n"
         f"assert {why!r} in COMPILED_HEAD.why_not, COMPILED_HEAD.why_not\n"
-        "assert CompiledHead.best(None) is None\n"
+        "assert CompiledHead.of(None) is None\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -265,7 +290,67 @@ def test_numbers_come_back_from_metadata() -> None:
     assert found is not None
     for name in HeadWeights.__slots__:
         np.testing.assert_array_equal(getattr(found, name), getattr(WEIGHTS, name))
+    assert found.bias.shape == ()
     assert HeadWeights.from_metadata({"other": "x"}, LAYOUT) is None
+
+
+def test_numbers_of_a_head_to_come_are_left_alone() -> None:
+    """Its graph scores: what a later trainer published is served, though not as fast."""
+    later = {**WEIGHTS.to_metadata(), "score_head.format": "2"}
+
+    assert HeadWeights.from_metadata(later, LAYOUT) is None
+
+
+def test_numbers_lie_in_memory_as_they_must() -> None:
+    """However the array lay that was written."""
+    turned = replace(WEIGHTS, hidden=np.asfortranarray(WEIGHTS.hidden))
+    found = HeadWeights.from_metadata(turned.to_metadata(), LAYOUT)
+
+    assert found is not None
+    assert found.hidden.flags.c_contiguous
+    np.testing.assert_array_equal(found.hidden, WEIGHTS.hidden)
+
+
+def draft_with(draft: Draft, weights: HeadWeights) -> Draft:
+    """The tiny model whose head's graph brings numbers along."""
+    model = onnx.load_from_string(draft.graphs["score_head"])
+    onnx.helper.set_model_props(model, weights.to_metadata())
+    return replace(draft, graphs={**draft.graphs, "score_head": model.SerializeToString()})
+
+
+@usable
+def test_numbers_of_another_head_are_not_published(draft: Draft, store: ModelStore) -> None:
+    """Golden answers are asked of all that may score, not only of the graph."""
+    with pytest.raises(GoldenMismatchError):
+        store.publish(draft_with(draft, WEIGHTS))
+    assert store.versions() == []
+
+
+def test_a_model_refuses_numbers_that_do_not_fit(draft: Draft) -> None:
+    """Also where the graph would score."""
+    strange = draft_with(draft, head(2, LAYOUT.profile_dim, 3))
+    with pytest.raises(GraphInvalidError, match="take 5"):
+        Model(strange.graphs, strange.layout, device=GRAPHS_ONLY)
+
+
+@usable
+def test_a_model_scores_with_what_it_is_told_to(draft: Draft) -> None:
+    """The compiled head, tile by tile too; the graph if that is wanted, or buffers that stay."""
+    with_numbers = draft_with(draft, WEIGHTS)
+    model, graph, bound = (
+        Model(with_numbers.graphs, LAYOUT, device=device)
+        for device in (CPU, GRAPHS_ONLY, Device(bind=True))
+    )
+    profile, rows = inputs(WEIGHTS, 2, 9, 3)
+    expected = in_numpy(WEIGHTS, profile, rows)
+
+    np.testing.assert_allclose(model.logits(profile, rows), expected, atol=1e-5)
+    tiles = model.tile_logits(np.stack([profile, profile]), np.stack([rows, rows[::-1]]))
+    np.testing.assert_array_equal(tiles, [model.logits(profile, r) for r in (rows, rows[::-1])])
+    assert model.tile_logits(profile[None][:0], rows[None][:0]).shape == (0, 9)
+    assert graph.compiled_head is bound.compiled_head is None
+    assert find_device("cpu", graphs_only=True) == GRAPHS_ONLY
+    assert find_device("cpu") == CPU
 
 
 def test_rounded_numbers_take_half_the_room() -> None:
@@ -289,6 +374,8 @@ def test_rounded_numbers_take_half_the_room() -> None:
     ("change", "said"),
     [
         ({"score_head.key": None}, "key are missing"),
+        ({"score_head.key": WEIGHTS.to_metadata()["score_head.bias"]}, r"key is float(16|32) \(\)"),
+        ({"score_head.key": base64.b64encode(b"PK\3\4").decode()}, "key cannot be read"),
         ({"score_head.key": "no base64"}, "key cannot be read"),
         ({"score_head.key": "AAAA"}, "key cannot be read"),
         (head(2, LAYOUT.profile_dim, 3).to_metadata(), "take 5 of a candidate's row"),

@@ -14,7 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model_store import Device, FloatArray, ModelStore, OpenVersion
+from model_store import GRAPHS_ONLY, Device, FloatArray, ModelStore, OpenVersion
 from service.admission import DeadlineError
 from service.head import TILE, Job, score, score_merged
 from service.head_queue import Batching, HeadQueue
@@ -61,7 +61,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     store = ModelStore(tmp_path_factory.mktemp("store"))
     version = publish(network, store)
     opened = store.open(version)
-    graph = store.open(version, device=Device(compile_head=False))
+    graph = store.open(version, device=GRAPHS_ONLY)
     bound = store.open(version, device=Device(bind=True))
     assert graph.model.compiled_head is bound.model.compiled_head is None
     rng = np.random.default_rng(0)
@@ -109,6 +109,21 @@ def test_a_tile_of_any_width_is_solo_bit_for_bit(
     for outcome in merged[1:]:
         assert not isinstance(outcome, Exception)
         np.testing.assert_array_equal(outcome.probabilities, score(small).probabilities)
+
+
+@pytest.mark.parametrize("kind", ["opened", "graph"])
+@pytest.mark.parametrize("count", [0, 1, 2, 33, TILE + 1])
+def test_candidates_known_to_be_in_the_cache_are_scored_as_any(
+    world: World, kind: str, count: int
+) -> None:
+    """From where their rows lie: bit for bit what those get that are looked through."""
+    slots = np.random.default_rng(count).integers(0, 300, count)
+    looked = Job(getattr(world, kind), world.profiles[3], world.table, slots, [])
+    known = score(replace(looked, complete=True))
+
+    np.testing.assert_array_equal(known.probabilities, score(looked).probabilities)
+    assert known.probabilities.shape == (count,)
+    assert len(known.rows) == 0
 
 
 jobs = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3 * TILE + 1)), min_size=1, max_size=9)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from model_store import ModelStore
+from model_store import CPU, GRAPHS_ONLY, ModelStore
 from service.settings import Settings
 from service.settings_page import listing, page, settings
 
@@ -43,6 +43,14 @@ def test_every_setting_has_a_meaning_and_no_other_is_described() -> None:
     names = (Settings.__doc__ or "").split("Attributes:")[1].splitlines()
     starts = [line.split(":")[0].strip() for line in names if line[8:9].strip() and ":" in line]
     assert starts == list(Settings.model_fields)
+
+
+def test_the_head_is_the_graph_where_that_is_wanted() -> None:
+    """The compiled one is what is found otherwise."""
+    store = Path("store")
+
+    assert Settings(model_store=store, device="cpu").find_device() == CPU
+    assert Settings(model_store=store, device="cpu", head="graph").find_device() == GRAPHS_ONLY
 
 
 def test_every_setting_is_read_from_its_variable_and_its_flag() -> None:

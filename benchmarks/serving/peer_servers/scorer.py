@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from redis import Redis
 
-from model_store import Device, ModelStore, click_probabilities
+from model_store import CPU, GRAPHS_ONLY, ModelStore, click_probabilities
 from service.packed_profile import read_array
 from service.state.codec import META_BYTES, unpack_meta, unpack_video
 from service.state.keys import user_keys, video_key
@@ -24,7 +24,7 @@ class Scorer:
     """Scores candidates for users; where things are is said by BENCH_STORE and BENCH_REDIS."""
 
     def __init__(self) -> None:
-        device = Device(compile_head=os.environ.get("BENCH_HEAD") != "graph")
+        device = GRAPHS_ONLY if os.environ.get("BENCH_HEAD") == "graph" else CPU
         self.opened = ModelStore(Path(os.environ["BENCH_STORE"])).open(device=device)
         self.redis = Redis.from_url(os.environ["BENCH_REDIS"])
         self.slots: dict[str, int] = {}
