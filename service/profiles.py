@@ -116,18 +116,16 @@ class Profiles:
             StateDownError: Redis does not answer.
         """
         missing = self.last.missing(opened, user_id)
-        return await self.seen(self._looking(user_id, video_ids, missing))
+        asked = [*video_ids, *missing] if missing else video_ids
+        return await self.seen(Looking(self._state.look(user_id, asked), missing))
 
     def look(self, user_id: str, guess: Profile, *, stored: bool = True) -> Looking:
         """Ask whether a profile still holds; the question is sent, if it can be, when this returns.
 
-        Args:
-            user_id: the user.
-            guess: the profile.
-            stored: whether to read the stored one, too, for :meth:`profile` if it does not hold.
+        With ``stored`` the stored one is read, too, for :meth:`profile` if this does not hold.
         """
         missing = () if guess.origin is None else guess.origin.missing
-        return self._looking(user_id, (), missing, stored=stored)
+        return Looking(self._state.look(user_id, missing, profile=stored), missing)
 
     async def seen(self, looking: Looking) -> View:
         """Return what came of a look.
@@ -232,17 +230,6 @@ class Profiles:
             await asyncio.wait(tasks, timeout=_CANCEL_SECONDS)
             # Their done callbacks run in the next turn of the loop.
             await asyncio.sleep(0)
-
-    def _looking(
-        self,
-        user_id: str,
-        video_ids: Sequence[str],
-        missing: Sequence[str],
-        *,
-        stored: bool = True,
-    ) -> Looking:
-        asked = [*video_ids, *missing] if missing else video_ids
-        return Looking(self._state.look(user_id, asked, profile=stored), missing)
 
     async def _stored(self, opened: OpenVersion, view: View) -> Profile | None:
         origin = read_origin(view.profile)

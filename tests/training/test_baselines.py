@@ -215,7 +215,7 @@ def test_a_baseline_exports(model: str) -> None:
         profiles = network.profile(clicks, lengths)
         expected = torch.stack([_Score(network)(p[None], candidates) for p in profiles])
     profile_graph, score_graph = (
-        onnxruntime.InferenceSession(_export(module, inputs, dynamic, ["out"]))
+        onnxruntime.InferenceSession(_export(module, inputs, dynamic, ["out"]).SerializeToString())
         for module, inputs, dynamic in (
             (_Profile(network), (clicks, lengths), {"clicks": {0: "U"}, "lengths": {0: "U"}}),
             (_Score(network), (profiles[:1], candidates), {"profile": {}, "candidates": {0: "N"}}),
