@@ -92,12 +92,7 @@ def publish(
     # Beside the cases that travel with the version: a thousand more, answered by the network as
     # it was trained.
     thousand = golden_cases(network, seed=1, candidates=_PROOF_CANDIDATES, calibration=calibration)
-    moved = {
-        "graph" if device == GRAPHS_ONLY else f"{device.head_bits} bits": Model(
-            graphs, layout, device=device
-        ).prove(thousand, tolerance=_TOLERANCE)
-        for device in EVERY_HEAD
-    }
+    moved = _proved(graphs, layout, thousand)
     units: JsonValue = {name: f"{layer.alive} of {layer.total}" for name, layer in kept.items()}
     draft = Draft(
         model_name=model_name,
@@ -112,11 +107,21 @@ def publish(
             "units_kept": units,
             "score_range": score_range(small),
             "logit_deviation": max(moved.values()),
-            "logit_deviation_by_head": dict(moved),
+            "logit_deviation_by_head": {**moved},
             **(provenance or {}),
         },
     )
     return store.publish(draft)
+
+
+def _proved(graphs: Mapping[str, bytes], layout: Layout, cases: Golden) -> dict[str, float]:
+    """Return how far logits are off, by what computed them: the graph, registers of so many bits."""
+    names = ["graph" if d == GRAPHS_ONLY else f"{d.head_bits} bits" for d in EVERY_HEAD]
+    models = [Model(graphs, layout, device=device) for device in EVERY_HEAD]
+    return {
+        name: model.prove(cases, tolerance=_TOLERANCE)
+        for name, model in zip(names, models, strict=True)
+    }
 
 
 def export_graphs(network: Thacil, calibration: Calibration = UNCALIBRATED) -> dict[str, bytes]:
