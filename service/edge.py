@@ -101,12 +101,16 @@ class Edge:
         self._quick = quick
         self._too_many = RepeatedProblem(problem_of(OverloadedError(TOO_MANY)))
 
-    def refusal(self, scope: Scope) -> tuple[int, Headers, bytes] | None:
+    def refusal(self, scope: Scope, *, judged: bool = False) -> tuple[int, Headers, bytes] | None:
         """Return the whole answer to a request that is one too many: status, headers, body.
 
         Nothing for any other, and where what is usual does not suffice: ``__call__`` serves it.
+
+        Args:
+            scope: with the request's method, path and headers.
+            judged: whether :attr:`refuses` was asked just now, and said yes.
         """
-        if not self.refuses(scope) or self._drain.begun or self._tracer is not None:
+        if not (judged or self.refuses(scope)) or self._drain.begun or self._tracer is not None:
             return None
         request, length = _opened(scope)
         if int(length) > self._max_body_bytes:

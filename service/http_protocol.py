@@ -103,7 +103,8 @@ class JoinedHttp(HttpToolsProtocol):
     """uvicorn's protocol on such a transport.
 
     An app may have four methods: ``refuses(scope)``, whether it refuses a POST by its path, and
-    ``refusal(scope)``, the whole answer to a request that it refuses by its head, or nothing;
+    ``refusal(scope, judged=...)``, the whole answer to a request that it refuses by its head, or
+    nothing, having said so of its path or not;
     ``begins_whole(scope)``, whether it wants a request, by its head, once it is whole, and
     ``begin(scope, body, reply)``, with that request: whether it will use the reply, or is to serve it.
     """
@@ -180,7 +181,9 @@ class JoinedHttp(HttpToolsProtocol):
         if self._answering() or refuses is None or not refuses(scope):
             return False
         headers = plain_headers(data, start.end())
-        refusal = None if headers is None else self.app.refusal({**scope, "headers": headers})
+        if headers is None:
+            return False
+        refusal = self.app.refusal({**scope, "headers": headers}, judged=True)
         if refusal is None:
             return False
         self.server_state.total_requests += 1

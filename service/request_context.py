@@ -147,6 +147,8 @@ def parent_from(traceparent: bytes | None, tracestate: bytes = b"") -> Parent | 
 
 def server_timing(request: RequestContext) -> bytes:
     """Write ``Server-Timing``: milliseconds by name, those of one name added up, and in all."""
+    if not request.laps:
+        return b"total;dur=%.3f" % (1e3 * (time.perf_counter() - request.start))
     spent: dict[str, float] = {}
     for name, start, end in request.laps:
         spent[name] = spent.get(name, 0.0) + end - start

@@ -37,7 +37,12 @@ class App:
     def refuses(self, scope: Any) -> bool:
         return bool(scope["path"].startswith("/no"))
 
-    def refusal(self, scope: Any) -> tuple[int, list[tuple[bytes, bytes]], bytes] | None:
+    def refusal(
+        self,
+        scope: Any,
+        *,
+        judged: bool = False,  # noqa: ARG002  asked of the head alone
+    ) -> tuple[int, list[tuple[bytes, bytes]], bytes] | None:
         if not self.refuses(scope):
             return None
         self.refused += 1
