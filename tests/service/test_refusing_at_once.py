@@ -41,7 +41,7 @@ class App:
         self,
         scope: Any,
         *,
-        judged: bool = False,  # noqa: ARG002  asked of the head alone
+        judged: bool = False,
     ) -> tuple[int, list[tuple[bytes, bytes]], bytes] | None:
         if not self.refuses(scope):
             return None
