@@ -1,4 +1,4 @@
-"""The score head compiled: the graph's answers, to rounding, in half to two thirds of its time.
+"""The score head compiled: the graph's answers, to rounding, in 0.4 to 0.7 of its time.
 
 ``_head.cpp`` is built where there is a compiler when this is installed, and used on x86-64
 processors that have registers wide enough for eight candidates (AVX2) or sixteen (AVX-512).

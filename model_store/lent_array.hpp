@@ -53,10 +53,10 @@ public:
                          name, view_.ndim, view_.itemsize, ndim, itemsize);
             return false;
         }
-        /* As struct has it: one letter where numbers lie as this machine has them. */
+        /* As struct has it: one letter where numbers are as this machine has them, and lie so. */
         constexpr const char *letters = std::is_floating_point_v<Item> ? "fd" : "ilq";
         const char *format = view_.format ? view_.format : "B";
-        if (!std::strchr(letters, format[0]) || format[1]) {
+        if (!format[0] || !std::strchr(letters, format[0]) || format[1]) {
             PyErr_Format(PyExc_TypeError, "%s holds numbers of type %s, not one of %s", name, format,
                          letters);
             return false;

@@ -279,7 +279,14 @@ def test_without_it_the_graph_scores(module: str, why: str, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
 
 
+def written(header: bytes) -> str:
+    """An array's text with another header."""
+    raw = b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header
+    return base64.b64encode(raw).decode()
+
+
 WEIGHTS = head(1, LAYOUT.profile_dim, 3)
+HUGE = b"{'descr': '<f4', 'fortran_order': False, 'shape': (%d,)}" % (1 << 60)
 
 
 def test_numbers_come_back_from_metadata() -> None:
@@ -376,6 +383,8 @@ def test_rounded_numbers_take_half_the_room() -> None:
         ({"score_head.key": None}, "key are missing"),
         ({"score_head.key": WEIGHTS.to_metadata()["score_head.bias"]}, r"key is float(16|32) \(\)"),
         ({"score_head.key": base64.b64encode(b"PK\3\4").decode()}, "key cannot be read"),
+        ({"score_head.key": written(b"(" * 64)}, "key cannot be read"),
+        ({"score_head.key": written(HUGE)}, "key cannot be read"),
         ({"score_head.key": "no base64"}, "key cannot be read"),
         ({"score_head.key": "AAAA"}, "key cannot be read"),
         (head(2, LAYOUT.profile_dim, 3).to_metadata(), "take 5 of a candidate's row"),

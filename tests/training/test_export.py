@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from model_store import ModelStore
+from model_store import COMPILED_HEAD, ModelStore
 from training.export import golden_cases, publish
 from training.models.thacil import Thacil, ThacilShape
 
@@ -52,6 +52,14 @@ def test_graphs_answer_as_the_network_does(network: Thacil, store: ModelStore) -
 
     assert deviation < 1e-5
     assert np.std(golden.logits) > 0.1
+
+
+def test_what_was_proved_is_written_down(store: ModelStore) -> None:
+    """The graph, and the compiled head for all registers that the publishing machine has."""
+    proved = store.open().manifest.provenance["logit_deviation_by_head"]
+
+    assert isinstance(proved, dict)
+    assert set(proved) == {"graph", *(f"{bits} bits" for bits in COMPILED_HEAD.ways)}
 
 
 def test_golden_cases_cover_the_edges(network: Thacil) -> None:
