@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Scope
+from starlette.types import ASGIApp
 
 from model_store import Device, ModelStore, ModelStoreError
 from service import api, metrics, user_api, video_api
@@ -37,6 +37,7 @@ from service.quick_scoring import QuickScoring
 from service.refusals import REFUSALS, problem_of
 from service.scoring import Means, Scoring
 from service.settings import Settings
+from service.shedding import Shedding
 from service.state import State, StateDownError
 from service.warmth import Warmth
 
@@ -69,10 +70,11 @@ def create_app(settings: Settings, *, tracer: Tracer | None = None) -> ASGIApp:
         raise SettingsError("redis_url is not set: start with python -m service, or set it")
 
     drain = Drain(settings.drain_notice_seconds)
+    admission = Admission(settings.max_candidates_in_flight)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with _assembled(settings, url, drain) as parts:
+        async with _assembled(settings, url, drain, admission) as parts:
             app.state.parts = parts
             drain.watch()
             yield
@@ -88,20 +90,22 @@ def create_app(settings: Settings, *, tracer: Tracer | None = None) -> ASGIApp:
         app.add_exception_handler(error, _answer_problem)
     fast = FastPath(app, {"/score": api.score, "/events": api.events})
 
-    def refuses(scope: Scope) -> bool:
-        return (
-            scope["path"] == "/score"
-            and scope["method"] == "POST"
-            and app.state.parts.admission.full
-        )
-
+    access_log = AccessLog(settings.access_log, settings.slow_ms)
+    shedding = Shedding(
+        admission,
+        {"/score"},
+        max_body_bytes=settings.max_body_bytes,
+        access_log=access_log,
+        drain=drain,
+    )
     return Edge(
         fast,
         max_body_bytes=settings.max_body_bytes,
-        access_log=AccessLog(settings.access_log, settings.slow_ms),
+        access_log=access_log,
         drain=drain,
         tracer=tracer,
-        refuses=refuses,
+        # Where traces are wanted a refused request has its span, too.
+        shedding=shedding if tracer is None else None,
         quick=QuickPath(app),
     )
 
@@ -129,7 +133,9 @@ def make_tracer() -> Tracer | None:
 
 
 @asynccontextmanager
-async def _assembled(settings: Settings, url: str, drain: Drain) -> AsyncIterator[Parts]:
+async def _assembled(
+    settings: Settings, url: str, drain: Drain, admission: Admission
+) -> AsyncIterator[Parts]:
     async with AsyncExitStack() as stack:
         stack.callback(metrics.forget_process)
         metrics.WORKERS.set(1)
@@ -145,7 +151,7 @@ async def _assembled(settings: Settings, url: str, drain: Drain) -> AsyncIterato
             poll_seconds=settings.model_poll_seconds,
             device=settings.find_device(),
         )
-        parts = _wired(settings, state, live, drain=drain, executor=executor)
+        parts = _wired(settings, state, live, drain, admission, executor=executor)
         warmth = Warmth(
             state,
             parts.profiles,
@@ -168,7 +174,13 @@ async def _assembled(settings: Settings, url: str, drain: Drain) -> AsyncIterato
 
 
 def _wired(
-    settings: Settings, state: State, live: LiveModel, *, drain: Drain, executor: Executor
+    settings: Settings,
+    state: State,
+    live: LiveModel,
+    drain: Drain,
+    admission: Admission,
+    *,
+    executor: Executor,
 ) -> Parts:
     changes = Changes(state, poll_seconds=settings.change_poll_seconds)
     profiles = Profiles(
@@ -179,7 +191,6 @@ def _wired(
         last_profiles=settings.last_profiles,
         inline=settings.inline_microseconds > 0,
     )
-    admission = Admission(settings.max_candidates_in_flight)
     head = HeadQueue(executor, _batching(settings, live.device))
     # A device wants all there are, to merge them.
     at_once = settings.threads + _AT_ONCE if live.device.kind == "cpu" else _UNLIMITED

@@ -13,21 +13,19 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import metrics
 from service.access_log import AccessLog
-from service.admission import OverloadedError
 from service.answers import Written
 from service.draining import Drain
 from service.http_protocol import Reply
-from service.problems import ProblemError, RepeatedProblem, problem_response
-from service.refusals import TOO_MANY, problem_of
+from service.problems import ProblemError, problem_response
 from service.request_context import (
     CURRENT,
     RequestContext,
-    parent_from,
-    request_id_from,
-    server_timing,
+    answer_headers,
+    answer_lines,
+    told_by,
 )
+from service.shedding import Shedding
 
-Headers = list[tuple[bytes, bytes]]
 _UNMATCHED: Final = "unmatched"
 _REQUEST: Final = "request_context"
 _SHORT: Final = 1 << 16
@@ -76,7 +74,7 @@ class Edge:
         access_log: writes the lines of requests.
         drain: says when connections should end.
         tracer: makes spans, where traces are wanted.
-        refuses: whether a request, of which no more than its head is known, is one too many.
+        shedding: refuses requests of which no more than their head is known.
         quick: answers some requests without a task.
     """
 
@@ -88,7 +86,7 @@ class Edge:
         access_log: AccessLog,
         drain: Drain,
         tracer: Tracer | None = None,
-        refuses: Callable[[Scope], bool] = lambda _: False,
+        shedding: Shedding | None = None,
         quick: Quick | None = None,
     ) -> None:
         self._app = app
@@ -96,32 +94,10 @@ class Edge:
         self._access_log = access_log
         self._drain = drain
         self._tracer = tracer
-        self.refuses = refuses
-        """Whether a request, of which no more than its method and path is looked at, is too many."""
         self._quick = quick
-        self._too_many = RepeatedProblem(problem_of(OverloadedError(TOO_MANY)))
-
-    def refusal(self, scope: Scope, *, judged: bool = False) -> tuple[int, Headers, bytes] | None:
-        """Return the whole answer to a request that is one too many: status, headers, body.
-
-        Nothing for any other, and where what is usual does not suffice: ``__call__`` serves it.
-
-        Args:
-            scope: with the request's method, path and headers.
-            judged: whether :attr:`refuses` was asked just now, and said yes.
-        """
-        if not (judged or self.refuses(scope)) or self._drain.begun or self._tracer is not None:
-            return None
-        request, length = _opened(scope)
-        if int(length) > self._max_body_bytes:
-            return None
-        too_many = self._too_many
-        body = too_many.body(request.request_id)
-        size = b"%d" % len(body)
-        headers = [*too_many.headers, (b"content-length", size), *_headers(request)]
-        scope["route_path"] = scope["path"]
-        self._close(scope, request, too_many.status)
-        return too_many.status, headers, body
+        if shedding is not None:
+            # What the server's protocol asks for.
+            self.is_refusing, self.refusal = shedding.is_on, shedding.refusal
 
     def begins_whole(self, scope: Scope) -> bool:
         """Whether to call :meth:`begin` with a request once it is whole, instead of serving it now."""
@@ -159,15 +135,16 @@ class Edge:
         finally:
             CURRENT.reset(token)
 
-    def _begun(self, scope: Scope) -> tuple[RequestContext, bytes]:
+    def _begun(self, scope: Scope) -> tuple[RequestContext, int]:
         """Return a request's context, new or as it was begun before, and the length of its body."""
         state = scope.setdefault("state", {})
-        request, length = _opened(scope, state.get(_REQUEST))
+        told = told_by(scope["headers"])
         if _REQUEST not in state:
-            state[_REQUEST], state["request_id"] = request, request.request_id
+            request = state[_REQUEST] = told.context()
+            state["request_id"] = request.request_id
             if self._tracer is not None:
                 self._tracer.begin(request)
-        return request, length
+        return state[_REQUEST], told.length
 
     def _answered(
         self,
@@ -180,13 +157,10 @@ class Edge:
             reply.serve()
             return
         status, written = answer
-        headers = [
-            (b"content-type", written.media_type.encode()),
-            (b"content-length", b"%d" % len(written.body)),
-            *_headers(request),
-        ]
+        body, kind = written
+        what = b"content-type: %s\r\ncontent-length: %d\r\n" % (kind.encode(), len(body))
         # First of all: whatever may fail after it, the caller has the answer.
-        reply.send(status, headers, written.body, close=self._drain.begun)
+        reply.send((status, what + answer_lines(request), body), close=self._drain.begun)
         scope["route_path"] = scope["path"]
         self._close(scope, request, status)
 
@@ -204,7 +178,7 @@ class Edge:
             self._close(scope, request, answer.status)
             CURRENT.reset(token)
 
-    async def _serve(self, scope: Scope, receive: Receive, answer: _Answer, length: bytes) -> None:
+    async def _serve(self, scope: Scope, receive: Receive, answer: _Answer, length: int) -> None:
         too_large = gone = False
         received = 0
 
@@ -224,7 +198,7 @@ class Edge:
                 await answer.send(message)
 
         try:
-            if int(length) > self._max_body_bytes:
+            if length > self._max_body_bytes:
                 too_large = True
             else:
                 await self._app(scope, limited, watched)
@@ -244,8 +218,7 @@ class Edge:
         end = time.perf_counter()
         # The route's template: a path may hold a user's id, and there is no end of them.
         route = str(scope.get("route_path") or getattr(scope.get("route"), "path", _UNMATCHED))
-        metrics.KEPT.count(metrics.requests(route, status))
-        metrics.KEPT.observe(metrics.request_seconds(route), end - request.start)
+        metrics.note_request(route, status, end - request.start)
         self._access_log.note(scope["method"], route, status, 1e3 * (end - request.start))
         if self._tracer is not None:
             self._tracer.end(request, scope["method"], route, status, end)
@@ -264,38 +237,8 @@ class _Answer:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             request = self.request
-            headers = [*message.get("headers", ()), *_headers(request)]
+            headers = [*message.get("headers", ()), *answer_headers(request)]
             if self._drain.begun:
                 headers.append((b"connection", b"close"))
             message["headers"] = headers
         await self._send(message)
-
-
-def _headers(request: RequestContext) -> Headers:
-    return [
-        (b"x-request-id", request.request_id.encode()),
-        (b"traceparent", request.traceparent),
-        (b"server-timing", server_timing(request)),
-    ]
-
-
-def _opened(scope: Scope, request: RequestContext | None = None) -> tuple[RequestContext, bytes]:
-    """Make the context of a request without one, and find how long its body says it is."""
-    request_id = traceparent = None
-    tracestate, length, parents = b"", b"0", 0
-    for name, value in scope["headers"]:
-        if name == b"content-length":
-            # The parser has judged its value, not how many zeros stand before it.
-            length = value.lstrip(b"0") or b"0"
-        elif name == b"x-request-id":
-            request_id = value
-        elif name == b"traceparent":
-            traceparent = value
-            parents += 1
-        elif name == b"tracestate":
-            tracestate += b"," + value if tracestate else value
-    if request is not None:
-        return request, length
-    # Two of them are none, says the standard.
-    parent = parent_from(traceparent, tracestate) if parents == 1 else None
-    return RequestContext(request_id_from(request_id), parent), length

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable
-from typing import Any, Final, cast
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import Any, Final, NamedTuple, cast
 
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
@@ -20,18 +21,25 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-_START: Final = re.compile(rb"(POST) (/[A-Za-z0-9/_-]*) HTTP/1\.1\r\n")
-_HEADERS: Final = re.compile(rb"(?:[A-Za-z0-9-]+:[\t\x20-\x7e]*\r\n)+\r\n")
+_HEAD: Final = re.compile(
+    rb"POST (/[A-Za-z0-9/_-]*) HTTP/1\.1\r\n((?:[A-Za-z0-9-]+:[\t\x20-\x7e]*\r\n)+)"
+)
+_LINE: Final = b"\r\n"
+_END: Final = _LINE + _LINE
+_LONGEST_HEAD: Final = 4_096
+_HEADS: Final = 256
+_LENGTH: Final = b"content-length"
+_MOST_DIGITS: Final = 15
 # Of the framing only the plainest is judged here; the rest is the parser's.
 _FRAMING: Final = frozenset(
-    (b"connection", b"expect", b"proxy-connection", b"transfer-encoding", b"upgrade")
+    (_LENGTH, b"connection", b"expect", b"proxy-connection", b"transfer-encoding", b"upgrade")
 )
 # What many clients send, and what goes without saying.
 _STAYS_OPEN: Final = (b"connection", b"keep-alive")
-_LENGTH: Final = b"content-length"
-_DIGITS: Final = re.compile(rb"[0-9]{1,15}")
 
-Headers = list[tuple[bytes, bytes]]
+Headers = tuple[tuple[bytes, bytes], ...]
+Answer = tuple[int, bytes, bytes]
+"""Status, the lines of the head between the status' and the empty one, body."""
 
 
 class JoinedTransport:
@@ -88,11 +96,11 @@ class Reply:
         self._protocol = protocol
         self._cycle = cycle
 
-    def send(self, status: int, headers: Headers, body: bytes, *, close: bool = False) -> None:
+    def send(self, answer: Answer, *, close: bool = False) -> None:
         """Send the whole answer; where the caller went away there is nobody to send it to."""
         if close:
             self._cycle.keep_alive = False
-        self._protocol.answer(self._cycle, status, headers, body)
+        self._protocol.answer(self._cycle, answer)
 
     def serve(self) -> None:
         """Have the app serve the request after all."""
@@ -102,9 +110,8 @@ class Reply:
 class JoinedHttp(HttpToolsProtocol):
     """uvicorn's protocol on such a transport.
 
-    An app may have four methods: ``refuses(scope)``, whether it refuses a POST by its path, and
-    ``refusal(scope, judged=...)``, the whole answer to a request that it refuses by its head, or
-    nothing, having said so of its path or not;
+    An app may have four methods: ``is_refusing()``, whether it refuses any POSTs now, and then
+    ``refusal(path, headers)``, the whole answer to one that it refuses by its head, or nothing;
     ``begins_whole(scope)``, whether it wants a request, by its head, once it is whole, and
     ``begin(scope, body, reply)``, with that request: whether it will use the reply, or is to serve it.
     """
@@ -115,7 +122,10 @@ class JoinedHttp(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         # A message that has begun is gone on with, though it look like another one.
         self._between_messages = True
+        self._is_refusing: Callable[[], bool] = getattr(self.app, "is_refusing", _never)
         self._refused_at = 0.0
+        self._defaults: object = None
+        self._default_lines = b""
         # One that is begun once it is whole, until it is.
         self._growing: RequestResponseCycle | None = None
 
@@ -135,7 +145,7 @@ class JoinedHttp(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Refuse a request that is whole, or parse what came."""
-        if not (self._between_messages and self._refused(data)):
+        if not (self._between_messages and self._is_refusing() and self._refused(data)):
             super().data_received(data)
 
     def on_message_begin(self) -> None:
@@ -173,17 +183,10 @@ class JoinedHttp(HttpToolsProtocol):
             )
 
     def _refused(self, data: bytes) -> bool:
-        start = _START.match(data)
-        if start is None or self.flow.write_paused or self.transport.is_closing():
+        if self._answering() or self.flow.write_paused or self.transport.is_closing():
             return False
-        refuses = getattr(self.app, "refuses", None)
-        scope = {"method": start[1].decode(), "path": start[2].decode()}
-        if self._answering() or refuses is None or not refuses(scope):
-            return False
-        headers = plain_headers(data, start.end())
-        if headers is None:
-            return False
-        refusal = self.app.refusal({**scope, "headers": headers}, judged=True)
+        request = plain_request(data)
+        refusal = self.app.refusal(*request) if request is not None else None
         if refusal is None:
             return False
         self.server_state.total_requests += 1
@@ -209,66 +212,96 @@ class JoinedHttp(HttpToolsProtocol):
         if not usual or self.flow.write_paused:
             super()._start_asgi_task(cycle, app)
             return
-        refuse = getattr(app, "refusal", None)
-        refusal = refuse(cycle.scope) if refuse is not None else None
+        refusal = self._refusal(cycle.scope) if self._is_refusing() else None
         if refusal is not None:
-            self.answer(cycle, *refusal)
+            self.answer(cycle, refusal)
         elif cycle.more_body and getattr(app, "begins_whole", _never)(cycle.scope):
             self._growing = cycle
         else:
             super()._start_asgi_task(cycle, app)
 
+    def _refusal(self, scope: Any) -> Answer | None:
+        if scope["method"] != "POST":
+            return None
+        refusal: Answer | None = self.app.refusal(scope["path"], tuple(scope["headers"]))
+        return refusal
+
     def serve(self, cycle: RequestResponseCycle) -> None:
         """Have the app serve a request."""
         super()._start_asgi_task(cycle, self.app)
 
-    def answer(
-        self, cycle: RequestResponseCycle, status: int, headers: Headers, body: bytes
-    ) -> None:
+    def answer(self, cycle: RequestResponseCycle, answer: Answer) -> None:
         """Send the whole answer to a request that no task serves."""
         if cycle.disconnected or self.transport.is_closing():
             return
+        status, lines, body = answer
         if not cycle.keep_alive:
-            headers = [*headers, (b"connection", b"close")]
+            lines += b"connection: close\r\n"
         cycle.response_started = cycle.response_complete = True
-        self._write_whole(status, headers, body)
+        self._write_whole(status, lines, body)
         if not cycle.keep_alive:
             self.transport.close()
         cycle.on_response()
 
-    def _write_whole(
-        self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes
-    ) -> None:
-        given = (*self.server_state.default_headers, *headers)
-        lines = [b"%s: %s\r\n" % header for header in given]
-        self.transport.write_whole(b"".join([STATUS_LINE[status], *lines, b"\r\n", body]))
+    def _write_whole(self, status: int, lines: bytes, body: bytes) -> None:
+        defaults = self.server_state.default_headers
+        # The server makes new ones every second.
+        if defaults is not self._defaults:
+            self._defaults, self._default_lines = defaults, lines_of(defaults)
+        whole = (STATUS_LINE[status], self._default_lines, lines, b"\r\n", body)
+        self.transport.write_whole(b"".join(whole))
 
 
-def _never(_: object) -> bool:
+def _never(*_: object) -> bool:
     return False
 
 
-def plain_headers(data: bytes, start: int) -> Headers | None:
-    """Read the headers of a request that ends where the data ends, in the plainest form only.
+def lines_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Write headers as lines of a head."""
+    return b"".join([b"%s: %s\r\n" % header for header in headers])
+
+
+def plain_request(data: bytes) -> tuple[str, Headers] | None:
+    """Read the head of a POST that ends where the data ends, in the plainest form only.
 
     Args:
         data: from the request's first byte on.
-        start: where its headers begin.
 
     Returns:
-        Names in lower case, and values; nothing where anything is left for a parser to judge.
+        Its path and its headers, names in lower case; nothing where anything is left for a parser
+        to judge.
     """
-    found = _HEADERS.match(data, start)
+    end = data.find(_END, 0, _LONGEST_HEAD)
+    head = _plain_head(data[: end + len(_LINE)]) if end > 0 else None
+    if head is None or head.length != len(data) - end - len(_END):
+        return None
+    return head.path, head.headers
+
+
+class _Head(NamedTuple):
+    path: str
+    headers: Headers
+    length: int
+
+
+# A caller's heads are often the same, but for the ids that some send.
+@lru_cache(_HEADS)
+def _plain_head(head: bytes) -> _Head | None:
+    found = _HEAD.fullmatch(head)
     if found is None:
         return None
-    headers, lengths = [], []
-    for line in data[start : found.end() - 4].split(b"\r\n"):
+    headers: list[tuple[bytes, bytes]] = []
+    length = None
+    for line in found[2].removesuffix(_LINE).split(_LINE):
         name, _, value = line.partition(b":")
         name, value = name.lower(), value.strip()
-        if name in _FRAMING and (name, value.lower()) != _STAYS_OPEN:
-            return None
-        if name == _LENGTH:
-            lengths.append(value)
         headers.append((name, value))
-    sure = len(lengths) == 1 and _DIGITS.fullmatch(lengths[0])
-    return headers if sure and int(lengths[0]) == len(data) - found.end() else None
+        if name not in _FRAMING:
+            continue
+        if name == _LENGTH and length is None:
+            length = value
+        elif (name, value.lower()) != _STAYS_OPEN:
+            return None
+    if length is None or not length.isdigit() or len(length) > _MOST_DIGITS:
+        return None
+    return _Head(found[1].decode(), tuple(headers), int(length))

@@ -26,6 +26,7 @@ from prometheus_client import (
 )
 
 from model_store import Manifest
+from service.histogram import BulkHistogram
 from service.kept import Kept
 from service.metric_files import cleared
 from service.request_context import note_lap
@@ -47,13 +48,13 @@ KEPT: Final = Kept()
 
 WORKERS: Final = Gauge("ctr_workers", "Processes that answer.", multiprocess_mode="livesum")
 REQUESTS: Final = Counter("ctr_requests_total", "Answers by route and status.", ["route", "status"])
-REQUEST_SECONDS: Final = Histogram(
+REQUEST_SECONDS: Final = BulkHistogram(
     "ctr_request_seconds",
     "From the first byte of a request to the last of its answer.",
     ["route"],
     buckets=_SECONDS,
 )
-STAGES: Final = Histogram("ctr_stage_seconds", "Seconds by stage.", ["stage"], buckets=_SECONDS)
+STAGES: Final = BulkHistogram("ctr_stage_seconds", "Seconds by stage.", ["stage"], buckets=_SECONDS)
 CANDIDATES: Final = Counter("ctr_candidates_total", "Candidates asked for.")
 ROWS: Final = Counter(
     "ctr_row_cache_total", "Encoded videos by whether they were in memory.", ["outcome"]
@@ -66,7 +67,7 @@ ROWS_IN_FLIGHT: Final = Gauge(
     "Candidates being ranked or waiting to be, each request counted as 200 more.",
     multiprocess_mode="livesum",
 )
-JOBS_PER_RUN: Final = Histogram(
+JOBS_PER_RUN: Final = BulkHistogram(
     "ctr_jobs_per_run",
     "Requests that one run scored together.",
     buckets=(1, 2, 4, 8, 16, 32, 64, 128),
@@ -102,7 +103,7 @@ REDIS_CIRCUIT_OPEN: Final = Gauge(
 MODEL_FAILURES: Final = Counter(
     "ctr_model_failures_total", "Promoted versions that could not be opened."
 )
-SCORE: Final = Histogram(
+SCORE: Final = BulkHistogram(
     "ctr_score",
     "Probability of a click of one candidate, drawn at random, of each ranking.",
     buckets=_PROBABILITIES,
@@ -173,20 +174,30 @@ def note_stage(name: str, start: float, end: float, lap: str | None = None) -> N
         note_lap(lap, start, end)
 
 
+def note_request(route: str, status: int | None, seconds: float) -> None:
+    """Note a request that has ended.
+
+    Args:
+        route: there are few; what matches none counts as one.
+        status: of its answer; ``None`` where its caller went away before.
+        seconds: it took.
+    """
+    KEPT.count(_requests(route, status))
+    KEPT.observe(_request_seconds(route), seconds)
+
+
 @cache
-def requests(route: str, status: int | None) -> Counter:
-    """Return the counter of a route and status: few, what matches no route counts as one."""
+def _requests(route: str, status: int | None) -> Counter:
     return REQUESTS.labels(route, str(status))
 
 
 @cache
-def request_seconds(route: str) -> Histogram:
-    """Return the histogram of a route."""
+def _request_seconds(route: str) -> BulkHistogram:
     return REQUEST_SECONDS.labels(route)
 
 
 @cache
-def _of_stage(name: str) -> Histogram:
+def _of_stage(name: str) -> BulkHistogram:
     # Looking a label up costs more than counting.
     return STAGES.labels(name)
 

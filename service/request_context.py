@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextvars import ContextVar
 from typing import Final, NamedTuple, TypeVar, TypeVarTuple
 
@@ -23,6 +23,9 @@ _TRACEPARENT: Final = re.compile(
 _NO_TRACE: Final = b"0" * 32
 _NO_PARENT: Final = b"0" * 16
 _SAMPLED: Final = 1
+
+_NAMES: Final = (b"x-request-id", b"traceparent", b"server-timing")
+_LINES: Final = b"".join(name + b": %s\r\n" for name in _NAMES)
 
 Given = TypeVarTuple("Given")
 Result = TypeVar("Result")
@@ -55,10 +58,11 @@ class RequestContext:
     """One request.
 
     Args:
-        request_id: what the caller and the log call it.
+        request_id: what the caller calls it; without one it gets one.
         parent: where it comes from, where the caller said so in a valid form.
 
     Attributes:
+        request_id: what the caller and the log call it.
         start: when it came, by ``time.perf_counter()``.
         began_ns: the same, by the clock on the wall.
         laps: the pieces of its work so far.
@@ -76,15 +80,15 @@ class RequestContext:
         "trace_id",
     )
 
-    def __init__(self, request_id: str, parent: Parent | None) -> None:
+    def __init__(self, request_id: str | None, parent: Parent | None) -> None:
         self.start = time.perf_counter()
         self.began_ns = time.time_ns()
-        self.request_id = request_id
         self.parent = parent
-        # One draw for both: all zero, which no id may be, comes up once in 10**19 requests.
-        digits = f"{random.getrandbits(192):048x}"
-        self.trace_id = parent.trace_id if parent else digits[:32]
-        self.span_id = digits[32:]
+        # One draw for all: all zero, which no id may be, comes up once in 10**19 requests.
+        digits = f"{random.getrandbits(320):080x}"
+        self.request_id = request_id or digits[:32]
+        self.trace_id = parent.trace_id if parent else digits[32:64]
+        self.span_id = digits[64:]
         self.sampled = parent.sampled if parent else False
         self.laps: list[Lap] = []
         self.span: object = None
@@ -124,11 +128,11 @@ def note_laps(asked: float, laps: Sequence[Lap]) -> None:
         request.laps.extend(laps)
 
 
-def request_id_from(given: bytes | None) -> str:
-    """Return the caller's request id, or a new one where it is missing or no good."""
+def request_id_from(given: bytes | None) -> str | None:
+    """Return the caller's request id; ``None`` where it is missing or no good."""
     if given is not None and _REQUEST_ID.fullmatch(given):
         return given.decode("ascii")
-    return f"{random.getrandbits(128):032x}"
+    return None
 
 
 def parent_from(traceparent: bytes | None, tracestate: bytes = b"") -> Parent | None:
@@ -143,6 +147,62 @@ def parent_from(traceparent: bytes | None, tracestate: bytes = b"") -> Parent | 
     sampled = bool(int(found["flags"], 16) & _SAMPLED)
     trace, parent = found["trace"].decode(), found["parent"].decode()
     return Parent(trace, parent, sampled, tracestate.decode("latin-1"))
+
+
+class Told(NamedTuple):
+    """What the head of a request says of it.
+
+    Attributes:
+        request_id: what its caller calls it, if that is well-formed.
+        parent: where it comes from, where the caller said so in a valid form.
+        length: of its body, in bytes; 0 where it does not say.
+    """
+
+    request_id: str | None
+    parent: Parent | None
+    length: int
+
+    def context(self) -> RequestContext:
+        """Make the request's context; it starts now."""
+        return RequestContext(self.request_id, self.parent)
+
+
+def told_by(headers: Iterable[tuple[bytes, bytes]]) -> Told:
+    """Read the head of a request.
+
+    Args:
+        headers: of the request, names in lower case.
+    """
+    request_id = traceparent = None
+    tracestate, length, parents = b"", b"0", 0
+    for name, value in headers:
+        if name == b"content-length":
+            # The parser has judged its value, not how many zeros stand before it.
+            length = value.lstrip(b"0") or b"0"
+        elif name == b"x-request-id":
+            request_id = value
+        elif name == b"traceparent":
+            traceparent = value
+            parents += 1
+        elif name == b"tracestate":
+            tracestate += b"," + value if tracestate else value
+    # Two of them are none, says the standard.
+    parent = parent_from(traceparent, tracestate) if parents == 1 else None
+    return Told(request_id_from(request_id), parent, int(length))
+
+
+def answer_headers(request: RequestContext) -> list[tuple[bytes, bytes]]:
+    """Return what the head of every answer says of its request."""
+    return list(zip(_NAMES, _values(request), strict=True))
+
+
+def answer_lines(request: RequestContext) -> bytes:
+    """Write :func:`answer_headers` as lines."""
+    return _LINES % _values(request)
+
+
+def _values(request: RequestContext) -> tuple[bytes, bytes, bytes]:
+    return request.request_id.encode(), request.traceparent, server_timing(request)
 
 
 def server_timing(request: RequestContext) -> bytes:

@@ -39,6 +39,8 @@ COUNTS = (1, 50, 200, 1_000)
 FLOORS = ("ours", "short", "fastapi")
 LOADS = (0.5, 0.75, 0.9, 1.0, 1.25, 1.5, 2.0, 3.0)
 TWICE = 2.0
+TWICE_MORE = 3
+"""Times more than the other loads, in each round: it is the one that is judged."""
 Runs = dict[str, list[float]]
 
 
@@ -193,8 +195,10 @@ def _note(runs: Runs, name: str, found: load.Measured, *, strict: bool = True) -
 def measure_overload(*, rounds: int, seconds: float) -> tuple[dict[str, float], Runs]:
     """Goodput and latency of accepted requests at 0.5 to 3 times of what the service carries.
 
-    What it carries is what eight callers get who ask again at once: its core never waits. Arrivals
-    at a fixed rate seldom reach that, so the best goodput at rates below twice that is noted, too.
+    What it carries is what eight callers get who ask again at once: its core never waits. That is
+    measured before and after each load, which is compared with the mean of both: machines are not as
+    fast from one minute to the next. Arrivals at a fixed rate seldom reach that, so the best
+    goodput at rates below twice that is noted, too.
     """
     runs: Runs = defaultdict(list)
     deadline_ms = 250
@@ -207,29 +211,35 @@ def measure_overload(*, rounds: int, seconds: float) -> tuple[dict[str, float], 
         warm(ours)
         asked = requests(200)
         for _ in range(rounds):
-            peak = load.closed_loop(ours.port, asked, connections=8, seconds=seconds).rate
-            runs["peak_rps"].append(peak)
-            for share in LOADS:
+            before = _peak(ours, asked, runs, seconds)
+            for share in LOADS + (TWICE,) * TWICE_MORE:
                 found = load.open_loop(
-                    ours.port, asked, rate=share * peak, seconds=seconds, connections=512
+                    ours.port, asked, rate=share * before, seconds=seconds, connections=512
                 )
+                after = _peak(ours, asked, runs, seconds)
                 good, total = len(found.latencies), sum(found.statuses.values())
-                runs[f"{share}_goodput"].append(found.rate / peak)
+                runs[f"{share}_goodput"].append(2 * found.rate / (before + after))
                 runs[f"{share}_p50_us"].append(found.percentile_us(50))
                 runs[f"{share}_p99_us"].append(found.percentile_us(99))
                 runs[f"{share}_refused"].append(1 - good / total)
-            best = max(runs[f"{share}_goodput"][-1] for share in LOADS if share < TWICE)
-            runs["best_of_rates"].append(best)
-            runs["2.0_of_best"].append(runs[f"{TWICE}_goodput"][-1] / best)
+                before = after
+    twice = statistics.median(runs[f"{TWICE}_goodput"])
+    best = max(statistics.median(runs[f"{share}_goodput"]) for share in LOADS if share < TWICE)
     summary = {
         "overload_peak_rps": statistics.median(runs["peak_rps"]),
-        "overload_2x_goodput_share": statistics.median(runs[f"{TWICE}_goodput"]),
-        "overload_best_goodput_share": statistics.median(runs["best_of_rates"]),
-        "overload_2x_of_best_share": statistics.median(runs["2.0_of_best"]),
-        "overload_2x_p99_us": statistics.median(runs["2.0_p99_us"]),
+        "overload_2x_goodput_share": twice,
+        "overload_best_goodput_share": best,
+        "overload_2x_of_best_share": twice / best,
+        "overload_2x_p99_us": statistics.median(runs[f"{TWICE}_p99_us"]),
         "overload_deadline_us": 1e3 * deadline_ms,
     }
     return summary, dict(runs)
+
+
+def _peak(ours: Server, asked: Sequence[bytes], runs: Runs, seconds: float) -> float:
+    peak = load.closed_loop(ours.port, asked, connections=8, seconds=seconds / 2).rate
+    runs["peak_rps"].append(peak)
+    return peak
 
 
 def measure_events(*, rounds: int, seconds: float) -> tuple[dict[str, float], Runs]:

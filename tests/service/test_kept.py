@@ -6,8 +6,9 @@ import asyncio
 
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from service.histogram import BulkHistogram
 from service.kept import SECONDS, Kept
 
 BUCKETS = (0.1, 0.2, 0.5)
@@ -20,7 +21,7 @@ class Stand:
         self.registry = CollectorRegistry()
         self.counter = Counter("c", "c", registry=self.registry)
         self.gauge = Gauge("g", "g", registry=self.registry)
-        self.histogram = Histogram("h", "h", buckets=BUCKETS, registry=self.registry)
+        self.histogram = BulkHistogram("h", "h", buckets=BUCKETS, registry=self.registry)
 
     def shown(self) -> dict[str, float | None]:
         names = ("c_total", "g", "h_count", "h_sum")

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from model_store import Click, ModelStore
 from service import metrics
-from service.admission import DeadlineError
+from service.admission import Admission, DeadlineError
 from service.app import _assembled
 from service.draining import Drain
 from service.parts import Parts
@@ -68,7 +68,7 @@ async def stand(store: ModelStore, redis_url: str) -> AsyncIterator[Stand]:
         inline_microseconds=limit,
         change_poll_seconds=3_600,
     )
-    async with _assembled(settings, redis_url, Drain(0.0)) as parts:
+    async with _assembled(settings, redis_url, Drain(0.0), Admission(20_000)) as parts:
         stand = Stand(parts, f"quick-{next(_serial)}")
         rng = np.random.default_rng(1)
         features = rng.normal(size=(len(VIDEOS), 3)).astype(np.float32)

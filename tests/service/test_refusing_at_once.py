@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from service.admission import Admission, OverloadedError
 from service.api import score
 from service.connections import LingeringProtocol
-from service.http_protocol import plain_headers
+from service.http_protocol import plain_request
 
 from .listening import answers, request, serving_app
 
@@ -34,20 +34,15 @@ class App:
         self.served: list[str] = []
         self.refused = 0
 
-    def refuses(self, scope: Any) -> bool:
-        return bool(scope["path"].startswith("/no"))
+    def is_refusing(self) -> bool:
+        return True
 
-    def refusal(
-        self,
-        scope: Any,
-        *,
-        judged: bool = False,
-    ) -> tuple[int, list[tuple[bytes, bytes]], bytes] | None:
-        if not self.refuses(scope):
+    def refusal(self, path: str, _: object) -> tuple[int, bytes, bytes] | None:
+        if not path.startswith("/no"):
             return None
         self.refused += 1
-        body = b"no" * (LONG if scope["path"].endswith("long") else 1)
-        return 429, [(b"content-length", b"%d" % len(body)), (b"retry-after", b"1")], body
+        body = b"no" * (LONG if path.endswith("long") else 1)
+        return 429, b"content-length: %d\r\nretry-after: 1\r\n" % len(body), body
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -56,7 +51,9 @@ class App:
         message = await receive()
         while message.get("more_body"):
             message = await receive()
-        status, headers, body = self.refusal(scope) or (200, [(b"content-length", b"3")], b"yes")
+        refusal = self.refusal(scope["path"], ())
+        status, lines, body = refusal or (200, b"content-length: 3\r\n", b"yes")
+        headers = [tuple(line.split(b": ")) for line in lines.splitlines()]
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
@@ -179,17 +176,27 @@ def test_only_the_plainest_form_is_read_without_a_parser(more: str) -> None:
     """What anyone might read in another way is the parser's to judge."""
     plain, odd = request("/no", body=b"abc"), request("/no", body=b"abc", more=more)
 
-    assert plain_headers(plain, plain.index(b"\r\n") + 2) == [
-        (b"host", b"x"),
-        (b"content-length", b"3"),
-    ]
-    assert plain_headers(odd, odd.index(b"\r\n") + 2) is None
+    assert plain_request(plain) == ("/no", ((b"host", b"x"), (b"content-length", b"3")))
+    assert plain_request(odd) is None
     stays = request("/no", body=b"abc", more="Connection: Keep-Alive\r\n")
-    assert plain_headers(stays, stays.index(b"\r\n") + 2) is not None
-    lengths = [b"+3", b"3 3", b"0x3", b"9" * 5_000, b"0" * 5_000 + b"3"]
+    assert plain_request(stays) is not None
+    lengths = [b"", b"+3", b"3 3", b"0x3", b"9" * 5_000, b"0" * 5_000 + b"3"]
     odd_lengths = [plain.replace(b": 3", b": " + length) for length in lengths]
+    # Of two, an empty one counts, too.
+    odd_lengths.append(plain.replace(b"Content-Length", b"Content-Length:\r\nContent-Length"))
     for wrong in (plain[:-1], plain + b"x", *odd_lengths):
-        assert plain_headers(wrong, wrong.index(b"\r\n") + 2) is None
+        assert wrong != plain
+        assert plain_request(wrong) is None
+
+
+def test_a_head_that_was_read_before_is_judged_by_its_own_body() -> None:
+    """It is remembered, the length that it names with it; how much came is another's."""
+    plain = request("/no", body=b"abc")
+    for _ in range(2):
+        assert plain_request(plain) is not None
+        assert plain_request(plain + b"x") is None
+        assert plain_request(plain[:-1]) is None
+    assert plain_request(plain[:-1] + b"\r\n\r\n") is None
 
 
 @pytest.mark.parametrize("together", [True, False])
