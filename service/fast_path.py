@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.answers import Written
 from service.parts import Parts
-from service.problems import MEDIA_TYPE, write_problem
+from service.problems import MEDIA_TYPE, WrittenProblem, write_problem
 from service.refusals import REFUSALS, problem_of
 
 Handler = Callable[[Parts, bytes, Scope], Awaitable[Written]]
@@ -48,11 +48,17 @@ class FastPath:
         try:
             written = await handler(self._state.parts, await _body(receive), scope)
         except REFUSALS as exc:
-            problem = problem_of(exc)
-            refusal = write_problem(problem, scope["state"]["request_id"])
-            await _answer(send, problem.status, refusal.body, MEDIA_TYPE, refusal.headers)
+            status, refusal = _refused(exc, scope["state"]["request_id"])
+            await _answer(send, status, refusal.body, MEDIA_TYPE, refusal.headers)
         else:
             await _answer(send, 200, written.body, written.media_type)
+
+
+# In a frame of its own: an error that one of the frames in its traceback holds is a cycle, and what
+# the others hold, bodies among it, stays until the garbage collector comes.
+def _refused(error: Exception, request_id: str) -> tuple[int, WrittenProblem]:
+    problem = problem_of(error)
+    return problem.status, write_problem(problem, request_id)
 
 
 async def _answer(

@@ -18,14 +18,15 @@ def start_left_alone() -> Iterator[None]:
     Modules, routes and schemas are hundreds of thousands of objects that live as long as the
     process. A full collection walks them all, with every request standing still, to find none.
 
-    Nor do requests leave cycles, as a rule. By default the objects of a few dozen of them at once
-    are enough for a collection, which finds all of them in use: a twentieth of the time when there is more
-    to do than can be done.
+    Nor do requests leave cycles, other than those of FastAPI's own errors, which hold no bodies. By
+    default the objects of a few dozen of them at once are enough for a collection, which finds all of
+    them in use: a twentieth of the time when there is more to do than can be done.
     """
     usual = gc.get_threshold()
     gc.collect()
     gc.freeze()
-    gc.set_threshold(_OBJECTS, *usual[1:])
+    if usual[0]:
+        gc.set_threshold(max(usual[0], _OBJECTS), *usual[1:])
     try:
         yield
     finally:

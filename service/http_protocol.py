@@ -212,7 +212,9 @@ class JoinedHttp(HttpToolsProtocol):
         if not usual or self.flow.write_paused:
             super()._start_asgi_task(cycle, app)
             return
-        refusal = self._refusal(cycle.scope) if self._is_refusing() else None
+        # The server's own, where it refuses, is another app.
+        asks = app is self.app and self._is_refusing()
+        refusal = self._refusal(cycle.scope) if asks else None
         if refusal is not None:
             self.answer(cycle, refusal)
         elif cycle.more_body and getattr(app, "begins_whole", _never)(cycle.scope):
@@ -223,7 +225,7 @@ class JoinedHttp(HttpToolsProtocol):
     def _refusal(self, scope: Any) -> Answer | None:
         if scope["method"] != "POST":
             return None
-        refusal: Answer | None = self.app.refusal(scope["path"], tuple(scope["headers"]))
+        refusal: Answer | None = self.app.refusal(scope["path"], scope["headers"])
         return refusal
 
     def serve(self, cycle: RequestResponseCycle) -> None:
@@ -294,13 +296,14 @@ def _plain_head(head: bytes) -> _Head | None:
     length = None
     for line in found[2].removesuffix(_LINE).split(_LINE):
         name, _, value = line.partition(b":")
-        name, value = name.lower(), value.strip()
+        # The parser, too, leaves what stands behind a value.
+        name, value = name.lower(), value.lstrip(b" \t")
         headers.append((name, value))
         if name not in _FRAMING:
             continue
         if name == _LENGTH and length is None:
-            length = value
-        elif (name, value.lower()) != _STAYS_OPEN:
+            length = value.rstrip(b" \t")
+        elif (name, value.rstrip(b" \t").lower()) != _STAYS_OPEN:
             return None
     if length is None or not length.isdigit() or len(length) > _MOST_DIGITS:
         return None

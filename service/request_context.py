@@ -177,7 +177,7 @@ def told_by(headers: Iterable[tuple[bytes, bytes]]) -> Told:
     tracestate, length, parents = b"", b"0", 0
     for name, value in headers:
         if name == b"content-length":
-            # The parser has judged its value, not how many zeros stand before it.
+            # It was judged as a number, but not how many zeros stand before it.
             length = value.lstrip(b"0") or b"0"
         elif name == b"x-request-id":
             request_id = value

@@ -8,8 +8,7 @@ rankings it is in no cache.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
-from functools import lru_cache
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from service.access_log import AccessLog
@@ -21,8 +20,6 @@ from service.refusals import TOO_MANY, problem_of
 from service.request_context import answer_lines, told_by
 
 _METHOD: Final = "POST"
-# A caller's heads are often the same, but for the ids that some send.
-_told_by: Final = lru_cache(256)(told_by)
 
 
 class Shedding:
@@ -57,7 +54,7 @@ class Shedding:
         return self._admission.full and not self._drain.begun
 
     def refusal(
-        self, path: str, headers: tuple[tuple[bytes, bytes], ...]
+        self, path: str, headers: Iterable[tuple[bytes, bytes]]
     ) -> tuple[int, bytes, bytes] | None:
         """Return the whole answer to a POST that is one too many, where any are.
 
@@ -71,7 +68,7 @@ class Shedding:
         """
         if path not in self._paths:
             return None
-        told = _told_by(headers)
+        told = told_by(headers)
         if told.length > self._max_body_bytes:
             return None
         request, problem = told.context(), self._problem

@@ -218,7 +218,9 @@ def measure_overload(*, rounds: int, seconds: float) -> tuple[dict[str, float], 
                 )
                 after = _peak(ours, asked, runs, seconds)
                 good, total = len(found.latencies), sum(found.statuses.values())
-                runs[f"{share}_goodput"].append(2 * found.rate / (before + after))
+                middle = (before + after) / 2
+                runs[f"{share}_offered"].append(share * before / middle)
+                runs[f"{share}_goodput"].append(found.rate / middle)
                 runs[f"{share}_p50_us"].append(found.percentile_us(50))
                 runs[f"{share}_p99_us"].append(found.percentile_us(99))
                 runs[f"{share}_refused"].append(1 - good / total)
