@@ -43,8 +43,8 @@ class App:
             if path == "/quick/after-all":
                 reply.serve()
             else:
-                headers = [(b"content-length", b"5")]
-                reply.send(200, headers, b"quick", close=path == "/quick/last")
+                whole = (200, b"content-length: 5\r\n", b"quick")
+                reply.send(whole, close=path == "/quick/last")
             self.replied += 1
 
         asyncio.get_running_loop().call_later(0.05 if path == "/quick/late" else 0.0, answer)
