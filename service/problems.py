@@ -86,14 +86,16 @@ class RepeatedProblem:
 
     Attributes:
         status: HTTP status.
-        lines: of the head, that are always the same.
+        headers: that are always the same.
     """
 
     def __init__(self, problem: ProblemError) -> None:
         written = write_problem(problem, None)
         self.status = problem.status
-        headers = {"content-type": MEDIA_TYPE, **written.headers}
-        self.lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
+        self.headers: list[tuple[bytes, bytes]] = [
+            (b"content-type", MEDIA_TYPE.encode()),
+            *((name.encode(), value.encode()) for name, value in written.headers.items()),
+        ]
         before, name, after = written.body.partition(b'"request_id":')
         self._before, self._after = before + name, after.removeprefix(b"null")
 

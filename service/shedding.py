@@ -14,6 +14,7 @@ from typing import Final
 from service.access_log import AccessLog
 from service.admission import Admission, OverloadedError
 from service.draining import Drain
+from service.http_protocol import Answer, lines_of
 from service.metrics import note_request
 from service.problems import RepeatedProblem
 from service.refusals import TOO_MANY, problem_of
@@ -48,14 +49,13 @@ class Shedding:
         self._access_log = access_log
         self._drain = drain
         self._problem = RepeatedProblem(problem_of(OverloadedError(TOO_MANY)))
+        self._lines = lines_of(self._problem.headers)
 
     def is_on(self) -> bool:
         """Whether any are refused now."""
         return self._admission.full and not self._drain.begun
 
-    def refusal(
-        self, path: str, headers: Iterable[tuple[bytes, bytes]]
-    ) -> tuple[int, bytes, bytes] | None:
+    def refusal(self, path: str, headers: Iterable[tuple[bytes, bytes]]) -> Answer | None:
         """Return the whole answer to a POST that is one too many, where any are.
 
         Args:
@@ -63,8 +63,7 @@ class Shedding:
             headers: of it, names in lower case.
 
         Returns:
-            Status, the lines of the answer's head but for the status', body; nothing for a request
-            that needs no room, and where what is usual does not suffice.
+            Nothing for a request that needs no room, and where what is usual does not suffice.
         """
         if path not in self._paths:
             return None
@@ -73,7 +72,7 @@ class Shedding:
             return None
         request, problem = told.context(), self._problem
         body = problem.body(request.request_id)
-        what = b"%scontent-length: %d\r\n" % (problem.lines, len(body))
+        what = b"%scontent-length: %d\r\n" % (self._lines, len(body))
         lines = what + answer_lines(request)
         took = time.perf_counter() - request.start
         note_request(path, problem.status, took)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -68,11 +69,8 @@ def test_a_refusal_says_what_the_longer_way_says() -> None:
     made = headers[b"x-request-id"].decode()
     assert len(made) == 32
 
-    class Asked:
-        class state:  # noqa: N801  as the framework has it
-            request_id = made
-
-    usual = problem_response(Asked(), problem_of(OverloadedError(TOO_MANY)))  # type: ignore[arg-type]
+    asked: Any = SimpleNamespace(state=SimpleNamespace(request_id=made))
+    usual = problem_response(asked, problem_of(OverloadedError(TOO_MANY)))
     assert (status, body) == (usual.status_code, usual.body)
     assert dict(usual.raw_headers).items() <= headers.items()
     assert set(headers) - set(dict(usual.raw_headers)) == {
@@ -107,16 +105,11 @@ def test_the_date_of_an_answer_is_the_servers() -> None:
     """Which makes new headers every second; the lines of the last are not written again."""
     sent: list[bytes] = []
 
-    class Written:
-        write_whole = staticmethod(sent.append)
-
-    class Server:
-        default_headers = ((b"date", b"one"),)
-
-    protocol = JoinedHttp.__new__(JoinedHttp)
-    protocol._defaults, protocol.server_state, protocol.transport = None, Server(), Written()  # type: ignore[assignment]
+    protocol: Any = JoinedHttp.__new__(JoinedHttp)
+    protocol._defaults = None
+    protocol.transport = SimpleNamespace(write_whole=sent.append)
     for date in (b"one", b"two"):
-        Server.default_headers = ((b"date", date),)
+        protocol.server_state = SimpleNamespace(default_headers=[(b"date", date)])
         for _ in range(2):
             protocol._write_whole(429, b"", b"")
 
