@@ -22,6 +22,7 @@ from service.request_context import (
     RequestContext,
     answer_headers,
     answer_lines,
+    length_in,
     told_by,
 )
 from service.shedding import Shedding
@@ -106,8 +107,7 @@ class Edge:
             return False
         for name, value in scope["headers"]:
             if name == b"content-length":
-                length = int(value.lstrip(b"0")[:16] or b"0")
-                whole = length <= min(_SHORT, self._max_body_bytes)
+                whole = length_in(value) <= min(_SHORT, self._max_body_bytes)
                 if whole:
                     # From here on it is timed.
                     self._begun(scope)

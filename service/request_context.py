@@ -174,11 +174,10 @@ def told_by(headers: Iterable[tuple[bytes, bytes]]) -> Told:
         headers: of the request, names in lower case.
     """
     request_id = traceparent = None
-    tracestate, length, parents = b"", b"0", 0
+    tracestate, length, parents = b"", 0, 0
     for name, value in headers:
         if name == b"content-length":
-            # It was judged as a number, but not how many zeros stand before it.
-            length = value.lstrip(b"0") or b"0"
+            length = length_in(value)
         elif name == b"x-request-id":
             request_id = value
         elif name == b"traceparent":
@@ -188,7 +187,16 @@ def told_by(headers: Iterable[tuple[bytes, bytes]]) -> Told:
             tracestate += b"," + value if tracestate else value
     # Two of them are none, says the standard.
     parent = parent_from(traceparent, tracestate) if parents == 1 else None
-    return Told(request_id_from(request_id), parent, int(length))
+    return Told(request_id_from(request_id), parent, length)
+
+
+def length_in(value: bytes) -> int:
+    """Read the value of ``Content-Length``, of which it is known that it is a number.
+
+    Not how many zeros stand before it, of which there may be more than ``int`` takes, nor whether blanks
+    stand behind it: the parser leaves them there.
+    """
+    return int(value.strip().lstrip(b"0") or b"0")
 
 
 def answer_headers(request: RequestContext) -> list[tuple[bytes, bytes]]:

@@ -7,6 +7,7 @@ import logging
 import os
 import pty
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -274,3 +275,17 @@ def test_a_person_gets_text_a_machine_json(
     assert "no version is promoted" in line
     assert line.startswith("{") == is_json
     assert bool(re.match(r"\d\d:\d\d:\d\d\.\d{3} ERROR ", line)) != is_json
+
+
+@pytest.mark.parametrize("length", ["0 ", "000", "0\t"])
+@pytest.mark.parametrize("path", ["/score", "/events"])
+def test_a_length_is_read_as_the_parser_reads_it(
+    client: httpx.Client, path: str, length: str
+) -> None:
+    """With blanks behind it and zeros before it: the request is answered, here as what it lacks."""
+    host = client.base_url.host, client.base_url.port or 80
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n"
+    with socket.create_connection(host, timeout=10) as connection:
+        connection.sendall(head.encode())
+        answer = connection.recv(1 << 16)
+    assert answer.startswith(b"HTTP/1.1 400 ")

@@ -54,6 +54,12 @@ def test_what_needs_no_room_or_is_too_long_is_left_to_others(path: str, length: 
     assert Stand().shedding.refusal(path, [(b"content-length", length)]) is None
 
 
+@pytest.mark.parametrize("length", [b"0 ", b"0\t", b"000100 "])
+def test_blanks_behind_a_length_are_no_fault(length: bytes) -> None:
+    """The parser leaves them where they are."""
+    assert Stand().shedding.refusal("/score", [(b"content-length", length)]) is not None
+
+
 def test_a_refusal_says_what_the_longer_way_says() -> None:
     """The same status, body and headers, and it is counted."""
     metrics.KEPT.flush()
